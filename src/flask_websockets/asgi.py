@@ -1,0 +1,242 @@
+"""Loop side. The ASGI application: scope dispatch, lifespan, and the runtime behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+import anyio
+
+from .bridge import Door, HttpPool, Link
+from .channels import Hub
+from .config import Config
+from .connection import Connection, Receive, Send, Upgrade, WSGIApp
+from .counters import Counters, Stats
+from .environ import Scope, WSGIEnviron, build_environ
+from .http import HttpAdapter
+from .protocol import refusal_messages, unavailable
+from .servers import uvicorn
+
+#: Under this key of ``scope["state"]`` a front in this process leaves an :class:`Upgrade`.
+UPGRADE = "flask_websockets.upgrade"
+
+
+class Answer(Protocol):
+    """The view's side of a handshake: calls the WSGI application in the view's thread."""
+
+    def __call__(
+        self, app: WSGIApp, environ: WSGIEnviron, link: Link, offered: Sequence[str]
+    ) -> BaseException | None: ...
+
+
+class Runtime:
+    """What one :class:`WebSockets` object has on one event loop: door, hub, connections.
+
+    Made on the loop, and touched on the loop only where nothing else is said.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.counters = Counters()
+        self.door = Door(config.max_pending_publishes)  # any thread
+        self.hub = Hub(self.counters)
+        self.connections: set[Connection] = set()
+        self.view_threads = 0
+        self._admitted = 0
+        self._orphans = 0  # view threads whose connection is over
+        self._watch = uvicorn.Watch(config.close_timeout, self._count_abort)
+
+    def admit(self, config: Config) -> bool:
+        """Count one more connection, if it is allowed. A stuck view's thread still counts."""
+        if self._admitted + self._orphans >= config.max_connections:
+            self.counters.refused_full += 1
+            return False
+        self._admitted += 1
+        return True
+
+    def discharge(self) -> None:
+        """An admitted connection is over."""
+        self._admitted -= 1
+
+    async def serve(self, connection: Connection, handshake_done: Callable[[], None]) -> None:
+        """Serve one connection whose view has been started."""
+        if connection.protocol is not None:
+            self._watch.add(connection.protocol)
+        self.connections.add(connection)
+        try:
+            await connection.run(handshake_done)
+        finally:
+            self.hub.forget(connection.link)
+            self.connections.discard(connection)
+            self._orphans += connection.view_running
+
+    def view_started(self) -> None:
+        """A view's thread was started."""
+        self.view_threads += 1
+
+    def view_ended(self, report: tuple[Connection, BaseException | None]) -> None:
+        """A view's thread is about to end; it said so at the door."""
+        connection, error = report
+        self.view_threads -= 1
+        self._orphans -= connection not in self.connections
+        connection.view_ended(error)
+
+    def stats(self) -> Stats:
+        """Any thread."""
+        counted = vars(self.counters).copy()
+        return Stats(
+            connections=len(self.connections),
+            view_threads=self.view_threads,
+            channels=self.hub.channels,
+            subscriptions=self.hub.subscriptions,
+            pending=self.door.pending,
+            connections_total=counted.pop("connections"),
+            **counted,
+        )
+
+    def stop(self) -> None:
+        """End every connection and close the door. What comes later raises NotRunning."""
+        for connection in tuple(self.connections):
+            connection.link.lose(1012, "the server stops")
+        self._watch.close()
+        self.door.close()
+
+    def _count_abort(self) -> None:
+        self.counters.aborted += 1
+
+
+class Application:
+    """One Flask application as an ASGI application.
+
+    :param wsgi_app: calls the application's ``wsgi_app`` of the moment, middleware included.
+    :param runtime: the running loop's runtime, started if it is not there.
+    :param restart: starts a runtime on the running loop: a server has come up.
+    :param stop: the server goes down.
+    :param answer: the view's side of a handshake.
+    """
+
+    def __init__(
+        self,
+        wsgi_app: WSGIApp,
+        config: Config,
+        *,
+        runtime: Callable[[Config], Runtime],
+        restart: Callable[[Config], Runtime],
+        stop: Callable[[], None],
+        answer: Answer,
+    ) -> None:
+        self._wsgi_app = wsgi_app
+        self._config = config
+        self._runtime = runtime
+        self._restart = restart
+        self._stop = stop
+        self._answer = answer
+        self._http = HttpAdapter(wsgi_app, HttpPool(config.http_threads))
+        self._handshakes: tuple[Runtime, anyio.Semaphore] | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        match scope["type"]:
+            case "http":
+                runtime = self._runtime(self._config)
+                await self._http.serve(runtime.door, scope, receive, send)
+            case "websocket":
+                await self._websocket(scope, receive, send)
+            case "lifespan":
+                await self._lifespan(receive, send)
+            case kind:
+                raise ValueError(
+                    f"Expected an ASGI scope of type http, websocket or lifespan; got {kind!r}."
+                )
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                self._restart(self._config)
+                await send({"type": "lifespan.startup.complete"})
+            elif message["type"] == "lifespan.shutdown":
+                self._stop()
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+
+    async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Admit a handshake, start its view, and serve the connection (I3).
+
+        The limits that hold for everybody are settled here, before any thread is taken.
+        """
+        runtime, config = self._runtime(self._config), self._config
+        if (await receive())["type"] != "websocket.connect":
+            return  # the client left before we came to it
+        if not runtime.admit(config):
+            await self._turn_away(scope, send, "All connections are taken.")
+            return
+        try:
+            await self._admitted(runtime, scope, receive, send)
+        finally:
+            runtime.discharge()
+
+    async def _admitted(self, runtime: Runtime, scope: Scope, receive: Receive, send: Send) -> None:
+        slots, config = self._slots(runtime), self._config
+        with anyio.move_on_after(config.handshake_timeout) as waiting:
+            await slots.acquire()
+        if waiting.cancelled_caught:
+            runtime.counters.refused_full += 1
+            await self._turn_away(scope, send, "Too many handshakes at the same time.")
+            return
+        held = True
+
+        def handshake_done() -> None:
+            nonlocal held
+            if held:
+                held = False
+                slots.release()
+
+        try:
+            connection = self._connect(runtime, scope, receive, send)
+            if connection is None:
+                await self._turn_away(scope, send, "No thread is left.")
+                return
+            await runtime.serve(connection, handshake_done)
+        finally:
+            handshake_done()
+        upgrade = _upgrade(scope)
+        if upgrade.on_error is not None and connection.view_error is not None:
+            upgrade.on_error(connection.view_error)
+
+    def _connect(
+        self, runtime: Runtime, scope: Scope, receive: Receive, send: Send
+    ) -> Connection | None:
+        """Start the view of a handshake; None if the system has no thread for it."""
+        upgrade = _upgrade(scope)
+        link = Link(runtime.door, self._config, scope.get("extensions"))
+        connection = Connection(link, self._config, runtime.counters, scope, receive, send)
+        environ = upgrade.environ if upgrade.environ is not None else build_environ(scope)
+        offered = [name.strip() for name in scope.get("subprotocols") or ()]
+        app = upgrade.app or self._wsgi_app
+        try:
+            connection.start_view(
+                partial(self._answer, app, environ, link, offered), runtime.view_ended
+            )
+        except RuntimeError:
+            link.lose(1013)
+            return None
+        runtime.view_started()
+        return connection
+
+    def _slots(self, runtime: Runtime) -> anyio.Semaphore:
+        if self._handshakes is None or self._handshakes[0] is not runtime:
+            limit = self._config.max_handshakes
+            self._handshakes = (runtime, anyio.Semaphore(limit, fast_acquire=True))
+        return self._handshakes[1]
+
+    async def _turn_away(self, scope: Scope, send: Send, reason: str) -> None:
+        with anyio.move_on_after(self._config.send_timeout):
+            for message in refusal_messages(scope.get("extensions"), *unavailable(reason)):
+                await send(message)
+
+
+def _upgrade(scope: Scope) -> Upgrade:
+    state: dict[str, Any] = scope.get("state") or {}
+    upgrade: Upgrade = state.get(UPGRADE) or Upgrade()
+    return upgrade

@@ -1,0 +1,28 @@
+"""Both sides. The only crossing between threads and the event loop (I1).
+
+The law of this folder:
+
+1. Work for a WebSocket crosses from a thread to the loop through :class:`Door` alone, and from
+   the loop to a thread through the hand-over queue of a :class:`Link` alone.
+2. Memory streams are touched on the loop only: they are not thread-safe (I2).
+3. Every attribute that both sides see names its owner on its line.
+
+``door.py`` is the door, ``link.py`` what lies between one view and one socket, ``threads.py``
+the threads themselves.
+"""
+
+from .door import Door
+from .link import ASGIMessage, Item, Link, Outbound
+from .threads import HttpPool, LoopThread, Pipe, start_view_thread
+
+__all__ = [
+    "ASGIMessage",
+    "Door",
+    "HttpPool",
+    "Item",
+    "Link",
+    "LoopThread",
+    "Outbound",
+    "Pipe",
+    "start_view_thread",
+]

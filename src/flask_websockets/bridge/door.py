@@ -1,0 +1,180 @@
+"""Both sides. The door: how a thread reaches the loop, many hand-overs for one ring."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+import anyio.lowlevel
+
+from ..errors import NotRunning
+
+T = TypeVar("T")
+
+logger = logging.getLogger("flask_websockets")
+
+#: Commands answered in one turn of the loop. Enough that the ring's cost does not count, few
+#: enough that the sockets get their turn: a publisher in a tight loop must not starve readers.
+COMMANDS_PER_TURN = 500
+
+
+class Door:
+    """The one way from threads to one event loop.
+
+    A thread *posts* a command, a callable and its argument, and goes on. The loop runs the
+    commands in the order in which they were posted, whichever thread posted them: a send and a
+    publish by one thread reach a subscriber in that order. Only the first post after the loop
+    last looked rings; the loop then answers all of them in one wake-up.
+
+    The door takes no lock, so a signal handler may post. Deques append and pop atomically, and
+    the only flag is set before the ring and cleared before the look: a post that finds it set
+    is seen by the look that follows the clearing.
+
+    Must be made on the loop that it leads to.
+
+    :param max_publishes: publishes that may wait at the same time.
+    """
+
+    def __init__(self, max_publishes: int) -> None:
+        token = anyio.lowlevel.current_token().native_token
+        self._ring: Callable[[], object]  # set once, before any thread knows the door
+        self._at_turn_end: Callable[..., object] | None  # set once
+        if isinstance(token, asyncio.AbstractEventLoop):
+            # Without a context of its own, the ring would carry the ringing view's context
+            # variables (its request, its g) into whatever the loop starts from there.
+            context = contextvars.Context()
+            self._ring = partial(token.call_soon_threadsafe, self._answer, context=context)
+            self._at_turn_end = partial(token.call_soon, self._release, context=context)
+        else:
+            self._ring = partial(token.run_sync_soon, self._answer)  # type: ignore[attr-defined]
+            self._at_turn_end = None
+        self.thread = threading.get_ident()  # set once: the loop's own thread
+        self._commands: deque[tuple[Callable[[Any], object], Any]] = deque()  # threads append
+        self._rung = False  # set by threads, cleared by the loop
+        self._shut = False  # loop only; threads read it
+        # One token for each publish that may still be posted: pop is atomic, so is the bound.
+        self._publishes = deque([None] * max_publishes)  # threads pop, the loop appends
+        self._publishers: deque[threading.Lock] = deque()  # threads append, the loop pops
+        self._handovers: list[tuple[SimpleQueue[Any], Any]] = []  # loop only
+
+    # -- any thread ---------------------------------------------------------------------------
+
+    @property
+    def pending(self) -> int:
+        """Any thread. Commands that the loop has not answered."""
+        return len(self._commands)
+
+    @property
+    def shut(self) -> bool:
+        """Any thread. Whether the loop has stopped answering."""
+        return self._shut
+
+    def post(self, command: Callable[[T], object], argument: T) -> None:
+        """Any thread, signal handlers included. Have the loop run ``command(argument)`` soon.
+
+        :raises NotRunning: if the loop has stopped.
+        """
+        if self._shut:
+            raise NotRunning("The server has stopped; nothing can be sent any more.")
+        self._commands.append((command, argument))
+        if not self._rung:
+            self._rung = True
+            try:
+                self._ring()
+            except RuntimeError as error:  # the loop was closed without a goodbye
+                self._shut = True
+                raise NotRunning("The server's event loop is closed.") from error
+
+    def publish(self, command: Callable[[T], object], argument: T, timeout: float) -> None:
+        """Any thread. Post one publish; wait while too many are pending.
+
+        :param timeout: seconds to wait at most.
+        :raises NotRunning: if the loop has stopped.
+        :raises TimeoutError: if the loop did not catch up in time; nothing was published.
+        """
+        deadline: float | None = None
+        while True:
+            try:
+                self._publishes.pop()
+            except IndexError:
+                pass
+            else:
+                return self.post(self._answer_publish, (command, argument))
+            now = time.monotonic()
+            deadline = now + timeout if deadline is None else deadline
+            turn = threading.Lock()
+            turn.acquire()
+            self._publishers.append(turn)
+            # A token may have come back before the lock stood in line: then do not wait.
+            if not self._publishes and not turn.acquire(timeout=max(0.0, deadline - now)):
+                raise TimeoutError(
+                    f"The event loop did not take a publish for {timeout:g} s: "
+                    "WEBSOCKETS_MAX_PENDING_PUBLISHES are waiting already."
+                )
+
+    # -- loop only ----------------------------------------------------------------------------
+
+    def hand_over(self, queue: SimpleQueue[T], item: T) -> None:
+        """Loop. Give *item* to the thread that waits on *queue*, at the end of this turn.
+
+        A thread woken in mid-turn takes the interpreter from the loop, finds nothing more to
+        do and gives it back; woken together at the end, the threads run while the loop polls.
+        """
+        if self._at_turn_end is None:
+            queue.put(item)
+            return
+        if not self._handovers:
+            self._at_turn_end()
+        self._handovers.append((queue, item))
+
+    def drain(self) -> None:
+        """Loop. Answer everything that was posted before this call.
+
+        What the loop does next comes after it, as if it had been posted as well.
+        """
+        self._run(len(self._commands))
+
+    def close(self) -> None:
+        """Loop. Answer what was posted, and nothing any more."""
+        self._shut = True
+        self.drain()
+        self._release()
+        while self._publishers:
+            self._publishers.popleft().release()
+
+    def _answer(self) -> None:
+        """Loop. A thread rang."""
+        self._rung = False  # before the look: see the class
+        self._run(min(len(self._commands), COMMANDS_PER_TURN))
+        if self._commands and not self._rung:
+            self._rung = True
+            self._ring()
+
+    def _run(self, count: int) -> None:
+        for _ in range(count):
+            command, argument = self._commands.popleft()
+            try:
+                command(argument)
+            except Exception:
+                # One connection's trouble is not the others': they are behind in the queue.
+                logger.exception("A command failed at the door; this is a bug, please report it")
+
+    def _answer_publish(self, publish: tuple[Callable[[Any], object], Any]) -> None:
+        command, argument = publish
+        self._publishes.append(None)
+        while self._publishers:
+            self._publishers.popleft().release()
+        command(argument)
+
+    def _release(self) -> None:
+        handovers, self._handovers = self._handovers, []
+        for queue, item in handovers:
+            queue.put(item)

@@ -1,0 +1,516 @@
+"""Both sides. The link: what lies between one view's thread and one socket's tasks.
+
+Two anyio memory streams, both on the loop: messages in, ASGI messages out. The thread never
+touches them; it posts commands at the door, and finds what was received in its hand-over queue.
+
+In: the reader puts each message into the inbound stream, or, when the thread waits already,
+hands it over directly. A thread that has used up its batch posts *ask*; the loop hands over
+all that lies in the stream.
+
+Out: ``send`` posts the message; the loop gives it to the server at once where that is known to
+be safe (``inline``), else puts it into the outbound stream for the writer task. Published
+messages take the same way, so there is one outbox, first in first out.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Mapping
+from queue import Empty, SimpleQueue
+from typing import Any, Final, Protocol, TypeAlias, TypeVar
+
+import anyio
+
+from ..config import Config
+from ..errors import ConcurrencyError, ConnectionClosed, NotRunning, UsageError, WrongThread
+from ..protocol import Action, Pairs, State, message_bytes, refusal_messages, transition
+from .door import Door
+
+T = TypeVar("T")
+ASGIMessage: TypeAlias = dict[str, Any]
+
+
+class Rest(Protocol):
+    """The rest of an ASGI ``send`` that was begun inline and has to wait."""
+
+    def __await__(self) -> Generator[Any, Any, None]: ...
+
+    def close(self) -> None: ...
+
+
+#: What the writer finishes.
+Outbound: TypeAlias = ASGIMessage | Rest
+#: With its size in bytes.
+Item: TypeAlias = tuple[Outbound, int]
+
+#: A failed send means that the peer is gone, but the reader knows with which code: it gets so
+#: many seconds to say so. On the servers measured the disconnect is queued already.
+DISCONNECT_GRACE = 1.0
+
+_END: Final = object()
+
+
+class Link:
+    """What one view and one connection share. Made on the loop, in the handshake."""
+
+    def __init__(
+        self, door: Door, config: Config, extensions: Mapping[str, Any] | None = None
+    ) -> None:
+        self._door = door  # set once
+        self._config = config  # set once
+        self._extensions = extensions  # set once: what the server can do beyond ASGI's core
+
+        self._lock = threading.Lock()
+        self._state = State.CONNECTING  # guarded by _lock; reading alone needs none
+        self._code, self._reason = 1006, ""  # guarded by _lock
+        self._posted = self._posted_bytes = 0  # guarded by _lock: sends given to the door
+        self._levels: dict[str, int] = {}  # guarded by _lock: channel -> nested subscribes
+        self._closed: threading.Event | None = None  # guarded by _lock; made when waited for
+        self._hung_up = False  # guarded by _lock: our side said goodbye
+
+        self._receiving = threading.Lock()
+        self._batch: list[Any] = []  # guarded by _receiving: newest first, so that pop() is next
+        self._asked = False  # guarded by _receiving: the loop knows that the thread waits
+        self._handover: SimpleQueue[list[Any]] = SimpleQueue()  # the loop puts, the thread gets
+
+        self._inbound, self._inbox = anyio.create_memory_object_stream[str | bytes](
+            config.inbox_messages
+        )  # loop only
+        self._waiting = False  # loop only: the thread asked and got nothing yet
+        self._inbox_messages = self._inbox_bytes = 0  # loop only: in the stream
+        self._handed_messages = self._handed_bytes = 0  # loop only: in the thread's batch
+        self._room: anyio.Event | None = None  # loop only: there while the reader waits
+
+        # The bound is kept by _fits, which sees what is still at the door as well; a limit of
+        # the stream's own could only lose a message that was accepted already.
+        self._outbound, self.outbox = anyio.create_memory_object_stream[Item](math.inf)  # loop only
+        self._moved = self._moved_bytes = 0  # loop only: of _posted, those that reached the loop
+        self._outbox_messages = self._outbox_bytes = 0  # loop only: in the stream or being sent
+        self._blocked: deque[tuple[threading.Lock, int]] = deque()  # threads append, loop pops
+        self._deaf = False  # loop only: nothing is taken for the peer any more
+
+        #: Loop only. Hands a message to the server without a task; returns what is left to the
+        #: writer. None where that is not known to be safe, and before the accept.
+        self.inline: Callable[[ASGIMessage], Outbound | None] | None = None
+        self.settled = anyio.Event()  # loop only: the handshake has its answer
+        self.ending = anyio.Event()  # loop only: nothing but goodbye is left to say
+        self.patience = config.send_timeout  # loop only: seconds that the goodbye may take
+        self.over = anyio.Event()  # loop only: the last word is said, or nobody is there
+
+    # -- any thread ---------------------------------------------------------------------------
+
+    @property
+    def state(self) -> State:
+        """Any thread."""
+        return self._state
+
+    @property
+    def code(self) -> int:
+        """Any thread. The close code, once the connection is over."""
+        return self._code
+
+    @property
+    def reason(self) -> str:
+        """Any thread. The close reason, once the connection is over."""
+        return self._reason
+
+    def belongs_to(self, door: Door) -> bool:
+        """Any thread. Whether this link leads through *door*."""
+        return self._door is door
+
+    def statistics(self) -> dict[str, Any]:
+        """Any thread. What lies in the two streams, as anyio reports it."""
+        return {"inbound": self._inbox.statistics(), "outbound": self.outbox.statistics()}
+
+    def accept(self, message: ASGIMessage) -> None:
+        """Any thread. Accept the connection; does not wait for the loop."""
+        with self._lock:
+            self._state = transition(self._state, Action.ACCEPT, self._code, self._reason)
+            self._door.post(self._settle, [message])
+
+    def refuse(self, status: int, headers: Pairs, body: bytes) -> None:
+        """Any thread. Answer the handshake with an HTTP response; does not wait."""
+        messages = refusal_messages(self._extensions, status, headers, body)
+        with self._lock:
+            self._state = transition(self._state, Action.REFUSE, self._code, self._reason)
+            self._over_for_threads()
+            self._post_quietly(self._turn_away, messages)
+
+    def send(self, message: ASGIMessage, size: int) -> None:
+        """Any thread. Post one message of *size* bytes; wait while the outbox is full (I6).
+
+        :raises ConnectionClosed: if the connection is over, or if the peer made no room within
+            the send timeout, after which it is.
+        """
+        with self._lock:
+            if self._state is not State.OPEN:
+                transition(self._state, Action.SEND, self._code, self._reason)
+            if self._fits(size):
+                return self._post_send(message, size)
+        self._wait_and_send(message, size)
+
+    def receive(self, timeout: float | None) -> str | bytes | None:
+        """View thread. The next message, or None when *timeout* seconds have passed.
+
+        :raises ConnectionClosed: after the last message, when the connection is over.
+        :raises ConcurrencyError: if another thread is receiving.
+        """
+        if not self._receiving.acquire(blocking=False):
+            raise ConcurrencyError(
+                "Another thread is receiving on this connection. Many threads may send, "
+                "one may receive: let one thread receive and pass on what it gets."
+            )
+        try:
+            if self._hung_up:
+                raise ConnectionClosed(self._code, self._reason)
+            if not self._batch and not self._fetch(timeout):
+                return None
+            if self._batch[-1] is _END:  # left where it is: the end stays the end
+                raise ConnectionClosed(self._code, self._reason)
+            message: str | bytes = self._batch.pop()
+            return message
+        finally:
+            self._receiving.release()
+
+    def close(self, code: int, reason: str) -> None:
+        """Any thread. Say goodbye once what was sent before is gone; does not wait."""
+        with self._lock:
+            connecting = self._state is State.CONNECTING
+            following = transition(self._state, Action.CLOSE)
+            if following is self._state:
+                return
+            self._state = following
+            message: ASGIMessage = {"type": "websocket.close", "code": code, "reason": reason}
+            if not connecting:
+                self._code, self._reason = code, reason
+            self._hung_up = True
+            self._over_for_threads()
+            self._post_quietly(self._turn_away, [message])
+
+    def wait_closed(self, timeout: float | None) -> bool:
+        """Any thread. Wait until the connection is over; False if *timeout* passes first."""
+        self._must_not_block_the_loop("wait_closed")
+        with self._lock:
+            if self._state in (State.CLOSED, State.REFUSED):
+                return True
+            if self._closed is None:
+                self._closed = threading.Event()
+            closed = self._closed
+        return closed.wait(timeout)
+
+    def join(self, channels: Iterable[str], subscribe: Callable[[Any], None]) -> None:
+        """Any thread. Enter *channels* one level deeper; have the loop subscribe the new ones.
+
+        :raises ConnectionClosed: if the connection is over.
+        :raises UsageError: above the limit of channels; then nothing is subscribed.
+        """
+        with self._lock:
+            if self._state is not State.OPEN:
+                transition(self._state, Action.SEND, self._code, self._reason)
+            new = [name for name in channels if name not in self._levels]
+            limit = self._config.max_channels_per_connection
+            if len(self._levels) + len(new) > limit:
+                raise UsageError(
+                    f"A connection may be subscribed to {limit} channels "
+                    f"(WEBSOCKETS_MAX_CHANNELS_PER_CONNECTION); {len(self._levels)} and "
+                    f"{len(new)} new ones are more. Nothing was subscribed."
+                )
+            for name in channels:
+                self._levels[name] = self._levels.get(name, 0) + 1
+            if new:
+                self._door.post(subscribe, (self, new))
+
+    def leave(
+        self, channels: Iterable[str], unsubscribe: Callable[[Any], None], *, entirely: bool
+    ) -> None:
+        """Any thread. Undo one ``join`` of *channels*, or all of them."""
+        with self._lock:
+            gone = []
+            for name in channels:
+                level = self._levels.get(name, 0)
+                if level > 1 and not entirely:
+                    self._levels[name] = level - 1
+                elif level:
+                    del self._levels[name]
+                    gone.append(name)
+            if gone:
+                self._post_quietly(unsubscribe, (self, gone))
+
+    def report(self, command: Callable[[T], None], argument: T) -> None:
+        """View thread. Have the loop know that the thread ends."""
+        self._post_quietly(command, argument)
+
+    def _fits(self, size: int, *, low_water: bool = False) -> bool:
+        """Any thread. Whether the outbox takes one more message of *size* bytes.
+
+        Between the high and the low mark lies half the outbox: a sender that was stopped is
+        not woken for every single message that leaves.
+        """
+        messages = self._posted - self._moved + self._outbox_messages
+        if not messages:
+            return True  # one message larger than the outbox passes when it is empty
+        taken = self._posted_bytes - self._moved_bytes + self._outbox_bytes + size
+        share = 2 if low_water else 1
+        return (
+            messages < self._config.outbox_messages / share
+            and taken <= self._config.outbox_bytes / share
+        )
+
+    def _post_send(self, message: ASGIMessage, size: int) -> None:
+        # Inside the lock, so that several senders' messages are posted as they are counted.
+        self._posted += 1
+        self._posted_bytes += size
+        self._door.post(self._move, (message, size))
+
+    def _wait_and_send(self, message: ASGIMessage, size: int) -> None:
+        self._must_not_block_the_loop("send")
+        deadline = time.monotonic() + self._config.send_timeout
+        while True:
+            with self._lock:
+                if self._state is not State.OPEN:
+                    transition(self._state, Action.SEND, self._code, self._reason)
+                if self._fits(size):
+                    return self._post_send(message, size)
+                turn = threading.Lock()
+                turn.acquire()
+                self._blocked.append((turn, size))
+            # The loop may have made room before the lock stood in line: let it look again.
+            self._post_quietly(self._unblock, None)
+            if not turn.acquire(timeout=max(0.0, deadline - time.monotonic())):
+                self._post_quietly(self._give_up, None)
+                raise ConnectionClosed(
+                    1006, f"the peer took nothing for {self._config.send_timeout:g} s"
+                )
+
+    def _fetch(self, timeout: float | None) -> bool:
+        """View thread. Get the next batch; False when *timeout* passes."""
+        self._must_not_block_the_loop("receive")
+        if not self._asked:
+            self._asked = True  # stays so after a timeout: the loop knows already
+            try:
+                self._door.post(self._ask, None)
+            except NotRunning:
+                # A loop that stopped in order has handed over the end to every link.
+                if self._handover.empty():
+                    raise ConnectionClosed(self._code, self._reason) from None
+        try:
+            self._batch = self._handover.get(True, timeout)
+        except Empty:
+            return False
+        self._asked = False
+        return True
+
+    def _must_not_block_the_loop(self, verb: str) -> None:
+        if threading.get_ident() == self._door.thread:
+            raise WrongThread(
+                f"{verb} was called on the event loop's own thread and would stop every "
+                "connection. Call it from a view's thread, or from a thread of your own."
+            )
+
+    def _post_quietly(self, command: Callable[[Any], object], argument: Any) -> None:
+        try:
+            self._door.post(command, argument)
+        except NotRunning:
+            pass  # the loop has stopped: it ended this link already, nothing is left to do
+
+    def _over_for_threads(self) -> None:
+        """Any thread, with the lock held."""
+        if self._closed is not None:
+            self._closed.set()
+
+    # -- loop: what threads posted --------------------------------------------------------------
+
+    def _settle(self, messages: list[ASGIMessage]) -> None:
+        for message in messages:
+            self.write(message, 0)
+        self.settled.set()
+
+    def _turn_away(self, messages: list[ASGIMessage]) -> None:
+        """Loop. The last words of our side: a refusal, or a close."""
+        if self._deaf:
+            return
+        self._end_inbox()
+        self.inline = None  # the writer stops the reader before it says goodbye
+        self._settle(messages)
+        self._deaf = True
+        self.ending.set()
+
+    def _move(self, item: tuple[ASGIMessage, int]) -> None:
+        """Loop. A view's message has come through the door."""
+        message, size = item
+        self._moved += 1
+        self._moved_bytes += size
+        self.write(message, size)
+        if self._blocked:
+            self._unblock(None)
+
+    def _ask(self, _: None) -> None:
+        """Loop. The thread has used up its batch and waits."""
+        self._handed_messages = self._handed_bytes = 0
+        if self._inbox_messages:
+            self.hand_over_all()
+        else:
+            self._waiting = True
+        if self._room is not None:
+            self._room.set()
+
+    def _give_up(self, _: None) -> None:
+        self.fail(patience=0)
+
+    def _unblock(self, _: None) -> None:
+        """Loop. Let those senders go on for whom there is room."""
+        for _turn in range(len(self._blocked)):
+            turn, size = self._blocked.popleft()
+            if self._state is not State.OPEN or self._fits(size, low_water=True):
+                turn.release()
+            else:
+                self._blocked.append((turn, size))
+
+    # -- loop: reader, writer, hub ----------------------------------------------------------------
+
+    def deliver(self, data: str | bytes) -> bool:
+        """Loop. Give a received message to the view; False if the inbox is full (I6)."""
+        size = message_bytes(data)
+        if self._waiting:
+            self._waiting = False
+            self._handed_messages, self._handed_bytes = 1, size
+            self._door.hand_over(self._handover, [data])
+            return True
+        held = self._inbox_messages + self._handed_messages
+        if held and (
+            held >= self._config.inbox_messages
+            or self._inbox_bytes + self._handed_bytes + size > self._config.inbox_bytes
+        ):
+            return False
+        self._inbound.send_nowait(data)
+        self._inbox_messages += 1
+        self._inbox_bytes += size
+        return True
+
+    async def room(self) -> None:
+        """Loop. Wait until the view has asked for more."""
+        self._room = anyio.Event()
+        try:
+            await self._room.wait()
+        finally:
+            self._room = None
+
+    def hand_over_all(self, *, end: bool = False) -> None:
+        """Loop. Hand over what lies in the inbound stream, and the end if it is one."""
+        batch: list[Any] = [self._inbox.receive_nowait() for _ in range(self._inbox_messages)]
+        if end:
+            batch.append(_END)
+        batch.reverse()
+        self._handed_messages, self._handed_bytes = self._inbox_messages, self._inbox_bytes
+        self._inbox_messages = self._inbox_bytes = 0
+        self._waiting = False
+        self._door.hand_over(self._handover, batch)
+
+    def offer(self, message: ASGIMessage, size: int) -> bool:
+        """Loop. Take one published message for the peer; False if the outbox is full (I6)."""
+        if not self._deaf:
+            if not self._fits(size):
+                return False
+            self.write(message, size)
+        return True
+
+    @property
+    def deaf(self) -> bool:
+        """Loop. Whether nothing is taken for the peer any more."""
+        return self._deaf
+
+    def write(self, message: ASGIMessage, size: int) -> None:
+        """Loop. Give a message to the server, or to the writer behind those that wait."""
+        if self._deaf:
+            return
+        left: Outbound | None = message
+        if self.inline is not None and not self._outbox_messages:
+            try:
+                left = self.inline(message)
+            except Exception:  # whatever the server calls it: the peer cannot be reached
+                return self.fail()
+        if left is not None:
+            self._outbox_messages += 1
+            self._outbox_bytes += size
+            self._outbound.send_nowait((left, size))
+
+    def written(self, size: int) -> None:
+        """Loop. The server has taken a message of *size* bytes."""
+        self._outbox_messages -= 1
+        self._outbox_bytes -= size
+        if self._blocked:
+            self._unblock(None)
+
+    # -- loop: endings --------------------------------------------------------------------------
+
+    def expel(self, code: int, reason: str) -> None:
+        """Loop. Close because of what the peer did; what waits for it is dropped.
+
+        The close frame goes out if the peer takes anything within the close timeout.
+        """
+        with self._lock:
+            if self._state is not State.OPEN:
+                return
+            self._state = transition(self._state, Action.CLOSE)
+            self._code, self._reason = code, reason
+            self._over_for_threads()
+        self._drop_outbox()
+        self.patience = self._config.close_timeout
+        self._turn_away([{"type": "websocket.close", "code": code, "reason": reason}])
+        self._unblock(None)
+
+    def fail(self, patience: float = DISCONNECT_GRACE) -> None:
+        """Loop. The peer cannot be reached; the reader may still learn why."""
+        self._deaf = True
+        self.patience = min(self.patience, patience)
+        self.ending.set()
+
+    def lose(self, code: int, reason: str = "") -> None:
+        """Loop. The peer is gone, or we are: nothing crosses this link any more. Idempotent."""
+        with self._lock:
+            if self._state in (State.CONNECTING, State.OPEN):
+                self._state = transition(self._state, Action.LOSE)
+                self._code, self._reason = code, reason
+                self._over_for_threads()
+        self._deaf = True
+        self._end_inbox()
+        self._drop_outbox()
+        self._outbound.close()
+        self.outbox.close()
+        self._unblock(None)  # the state is no longer open: they all go on, and raise
+        for event in (self.settled, self.ending, self.over):
+            event.set()
+
+    def time_out_handshake(self, status: int, headers: Pairs, body: bytes) -> bool:
+        """Loop. Answer for a view that does not; False if it has answered meanwhile."""
+        with self._lock:
+            if self._state is not State.CONNECTING:
+                return False
+            self._state = transition(self._state, Action.REFUSE)
+            self._reason = "the handshake timed out"
+            self._over_for_threads()
+        self._turn_away(refusal_messages(self._extensions, status, headers, body))
+        return True
+
+    def _end_inbox(self) -> None:
+        # The end is handed over whether the thread waits or not: after it no loop is needed.
+        if self._inbound.statistics().open_send_streams:
+            self.hand_over_all(end=True)
+            self._inbound.close()
+            self._inbox.close()
+            if self._room is not None:
+                self._room.set()
+
+    def _drop_outbox(self) -> None:
+        try:
+            while True:
+                left, size = self.outbox.receive_nowait()
+                if not isinstance(left, dict):
+                    left.close()
+                self._outbox_messages -= 1
+                self._outbox_bytes -= size
+        except (anyio.WouldBlock, anyio.EndOfStream, anyio.ClosedResourceError):
+            pass

@@ -1,0 +1,200 @@
+"""Both sides. The threads: one per sync view, a pool for HTTP, and a loop's own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable, Coroutine
+from queue import Empty, SimpleQueue
+from typing import Any, TypeVar
+
+import anyio
+
+from ..errors import NotRunning
+from .door import Door
+from .link import ASGIMessage
+
+T = TypeVar("T")
+
+#: An idle HTTP thread ends after so many seconds. Longer than the gaps of steady traffic, short
+#: enough that a quiet process gives its threads back.
+IDLE_SECONDS = 10.0
+#: Requests that may wait for each HTTP thread. At 40 threads and 10 ms a request the last of
+#: the queue waits a quarter of a second; what comes above it is told to try again.
+QUEUED_PER_THREAD = 25
+
+
+def start_view_thread(run: Callable[[], None], name: str) -> None:
+    """Loop. Run *run* on a new daemon thread: a stuck view never keeps the process alive (I9).
+
+    :raises RuntimeError: if the system has no thread left.
+    """
+
+    def prefer_the_loop_and_run() -> None:
+        yield_to_the_loop()
+        run()
+
+    threading.Thread(target=prefer_the_loop_and_run, name=name, daemon=True).start()
+
+
+def yield_to_the_loop() -> None:
+    """Thread. Have the kernel not preempt the loop when it wakes this thread.
+
+    A thread that is woken while the loop holds the interpreter takes the core, fails to get
+    the interpreter and sleeps again: two wasted switches a message. Under SCHED_BATCH, which
+    needs no privilege, it waits for its turn (docs/explanation/performance).
+    """
+    if hasattr(os, "SCHED_BATCH"):
+        try:
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        except OSError:
+            pass  # a sandbox that forbids it: slower, nothing else
+
+
+class HttpPool:
+    """Loop side starts the work, its threads run it. At most *size* at a time (I8)."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size  # set once
+        self._work: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._threads = 0  # guarded by _lock
+        self._busy = 0  # guarded by _lock: running or queued
+
+    def submit(self, run: Callable[[], None]) -> bool:
+        """Loop. Have a thread run *run*; False if too many requests wait already.
+
+        :raises RuntimeError: if the system has no thread left and the pool has none.
+        """
+        with self._lock:
+            if self._busy >= self._size * (1 + QUEUED_PER_THREAD):
+                return False
+            start = self._busy >= self._threads and self._threads < self._size
+            self._busy += 1
+            self._threads += start
+            number = self._threads
+        self._work.put(run)
+        if start:
+            try:
+                threading.Thread(
+                    target=self._run, name=f"flask-websockets-http-{number}", daemon=True
+                ).start()
+            except RuntimeError:
+                with self._lock:
+                    self._threads -= 1
+                    if not self._threads:
+                        raise
+        return True
+
+    def _run(self) -> None:
+        """Thread. Run what comes, and end when nothing does."""
+        while True:
+            try:
+                run = self._work.get(timeout=IDLE_SECONDS)
+            except Empty:
+                with self._lock:
+                    # Work may have been submitted since: it counts as busy from then on.
+                    if self._busy < self._threads:
+                        self._threads -= 1
+                        return
+                continue
+            try:
+                run()
+            finally:
+                with self._lock:
+                    self._busy -= 1
+            del run  # an idle thread must not keep a request alive
+
+
+class LoopThread:
+    """Both sides. An asyncio loop on a daemon thread, for servers that have none of their own."""
+
+    def __init__(self, name: str) -> None:
+        self.loop = asyncio.new_event_loop()  # set once, before the thread starts
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def call(self, run: Coroutine[Any, Any, T], timeout: float) -> T:
+        """Any thread but the loop's. Run a coroutine on the loop and return its result.
+
+        :param timeout: seconds; the coroutine is cancelled when they have passed.
+        :raises TimeoutError: when they have.
+        """
+        future = asyncio.run_coroutine_threadsafe(run, self.loop)
+        try:
+            return future.result(timeout)
+        except TimeoutError:
+            future.cancel()
+            raise
+
+    def stop(self, timeout: float) -> None:
+        """Any thread but the loop's. Cancel what still runs, close the loop, join the thread."""
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(timeout)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        try:
+            self.loop.run_forever()
+            tasks = asyncio.all_tasks(self.loop)
+            for task in tasks:
+                task.cancel()
+            self.loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+            self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+        finally:
+            self.loop.close()
+
+
+class Pipe:
+    """Both sides. What one HTTP thread's response goes through; the thread waits for the loop.
+
+    Must be made on the loop.
+    """
+
+    def __init__(self, door: Door) -> None:
+        self._door = door  # set once
+        self._messages: list[ASGIMessage] = []  # loop only
+        self._error: BaseException | None = None  # loop only
+        self._arrived = anyio.Event()  # loop only
+        self._taken: SimpleQueue[bool] = SimpleQueue()  # the loop puts, the thread gets
+
+    def put(self, messages: list[ASGIMessage], *, last: bool) -> None:
+        """Thread. Give messages to the server, and wait until it took them unless it is the last.
+
+        :raises BrokenPipeError: if nobody takes them any more: the client or the server is gone.
+        """
+        self._door.post(self._arrive, (messages, None))
+        # The loop answers each put, and close() answers for good: this wait has an end.
+        if not last and not self._taken.get():
+            raise BrokenPipeError("The response is not read any more.")
+
+    def fail(self, error: BaseException) -> None:
+        """Thread. The application raised; nobody waits for more."""
+        try:
+            self._door.post(self._arrive, ([], error))
+        except NotRunning:
+            pass  # the server has stopped, and has nobody to tell
+
+    def _arrive(self, put: tuple[list[ASGIMessage], BaseException | None]) -> None:
+        self._messages, self._error = put
+        self._arrived.set()
+
+    async def get(self) -> list[ASGIMessage]:
+        """Loop. The next messages; :meth:`taken` lets the thread go on.
+
+        :raises BaseException: what the application raised.
+        """
+        await self._arrived.wait()
+        self._arrived = anyio.Event()
+        if self._error is not None:
+            raise self._error
+        return self._messages
+
+    def taken(self) -> None:
+        """Loop. The server has taken what ``get`` returned."""
+        self._taken.put(True)
+
+    def close(self) -> None:
+        """Loop. Nothing is taken any more."""
+        self._taken.put(False)

@@ -1,0 +1,131 @@
+"""Pure. The ``WEBSOCKETS_*`` settings: defaults, units, validation.
+
+Read once per application, from ``app.config`` only. The environment is never read: the
+websockets library has variables with the same prefix.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, Self
+
+from .errors import ConfigurationError
+
+PREFIX = "WEBSOCKETS_"
+MEMORY_URL = "memory://"
+
+InboxFull = Literal["pause", "close", "drop_newest"]
+
+
+@dataclass(frozen=True)
+class Config:
+    """The settings of one application. Durations are in seconds, sizes in bytes or messages."""
+
+    #: Open connections; above it a handshake is answered 503 with Retry-After.
+    max_connections: int = 10_000
+    #: Handshakes at the same time; above it they queue for ``handshake_timeout``, then 503.
+    max_handshakes: int = 100
+    #: Seconds in which a view must accept or refuse; then 503.
+    handshake_timeout: float = 10.0
+    #: Threads that run HTTP requests; above it requests queue.
+    http_threads: int = 40
+    #: Bytes of one incoming message; above it close 1009. uvicorn's own default.
+    max_message_bytes: int = 16 * 1024 * 1024
+    #: Received messages that the view has not taken.
+    inbox_messages: int = 100
+    #: Their bytes. One larger message passes when the inbox is empty.
+    inbox_bytes: int = 1024 * 1024
+    #: Seconds for which a full inbox pauses reading, then close 1013. Below the 20 s in which
+    #: uvicorn wants a pong that nobody reads meanwhile.
+    inbox_timeout: float = 15.0
+    #: What a full inbox does: pause reading, close 1013 at once, or drop the new message.
+    inbox_full: InboxFull = "pause"
+    #: Messages that the server has not taken; above it the view's send waits.
+    outbox_messages: int = 1_000
+    #: Their bytes. One larger message passes when the outbox is empty.
+    outbox_bytes: int = 1024 * 1024
+    #: Seconds that one send may wait for the peer; then the connection is gone.
+    send_timeout: float = 30.0
+    #: Seconds that a view has to finish once its connection is over; then it is reported.
+    close_timeout: float = 10.0
+    #: Channels one connection may be subscribed to; above it ``subscribe`` raises.
+    max_channels_per_connection: int = 1_000
+    #: Publishes that the loop has not taken; above it ``publish`` waits, then raises.
+    max_pending_publishes: int = 10_000
+    #: Origins allowed beside the application's own.
+    allowed_origins: tuple[str, ...] = ()
+    #: Where channels live. Only the process's own memory so far.
+    backend_url: str = MEMORY_URL
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, Any]) -> Self:
+        """Read the settings from an application's configuration.
+
+        :raises ConfigurationError: for a value of the wrong type or out of range.
+        """
+        known = {PREFIX + field.name.upper(): field for field in fields(cls)}
+        values: dict[str, Any] = {}
+        for key, value in mapping.items():
+            if not key.startswith(PREFIX):
+                continue
+            if key not in known:
+                warnings.warn(
+                    f"{key} is not a setting of flask-websockets and has no effect; "
+                    f"known are {', '.join(sorted(known))}.",
+                    stacklevel=2,
+                )
+                continue
+            field = known[key]
+            values[field.name] = _validated(key, field.type, value)
+        return cls(**values)
+
+
+def _validated(key: str, kind: Any, value: Any) -> Any:
+    if key == PREFIX + "ALLOWED_ORIGINS":
+        return _origins(key, value)
+    if key == PREFIX + "BACKEND_URL":
+        if value != MEMORY_URL:
+            raise ConfigurationError(
+                f"{key} must be {MEMORY_URL!r}, the only backend; got {value!r}."
+            )
+        return value
+    if key == PREFIX + "INBOX_FULL":
+        if value not in ("pause", "close", "drop_newest"):
+            raise ConfigurationError(
+                f'{key} must be "pause", "close" or "drop_newest"; got {value!r}.'
+            )
+        return value
+    if kind == "int":
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ConfigurationError(f"{key} must be a whole number of at least 1; got {value!r}.")
+        return value
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < 1e9:
+        raise ConfigurationError(f"{key} must be a number of seconds above 0; got {value!r}.")
+    return float(value)
+
+
+def _origins(key: str, value: Any) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    origins = (value,) if isinstance(value, str) else value
+    if not isinstance(origins, (list, tuple, set, frozenset)):
+        raise ConfigurationError(f"{key} must be a list of origins or None; got {value!r}.")
+    return validate_origins(key, tuple(origins))
+
+
+def validate_origins(key: str, origins: tuple[Any, ...]) -> tuple[str, ...]:
+    """Check a list of allowed origins and bring it to lower case.
+
+    :raises ConfigurationError: for what is not ``*``, ``null`` or ``scheme://host[:port]``.
+    """
+    for origin in origins:
+        if not isinstance(origin, str) or not (
+            origin in ("*", "null") or ("://" in origin and not origin.endswith("/"))
+        ):
+            raise ConfigurationError(
+                f'{key}: an origin is "https://app.example.com", "https://*.example.com" or "*", '
+                f"without a path; got {origin!r}."
+            )
+    return tuple(origin.lower() for origin in origins)

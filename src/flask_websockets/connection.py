@@ -1,0 +1,255 @@
+"""Loop side. One connection: its reader, its writer, its deadlines.
+
+Three tasks. The connection's own, in which the server called us, waits for the answer to the
+handshake, for the end, and for the view. The reader alone calls ASGI ``receive``, the writer
+alone ASGI ``send`` (I4). A connection ends by closing its link (I5): the view finds out at its
+next word.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+
+from .bridge import ASGIMessage, Link, start_view_thread
+from .config import Config
+from .counters import Counters
+from .environ import Scope, WSGIEnviron
+from .protocol import State, message_bytes, unavailable
+from .servers import uvicorn
+
+logger = logging.getLogger("flask_websockets")
+
+Receive = Callable[[], Awaitable[ASGIMessage]]
+Send = Callable[[ASGIMessage], Awaitable[None]]
+WSGIApp = Callable[..., Iterable[bytes]]
+
+
+@dataclass(frozen=True)
+class Upgrade:
+    """A handshake that is already under way in this process, and where it goes on.
+
+    The development server and the test client hand one over in ``scope["state"]``.
+    """
+
+    #: The application from where it goes on, instead of from its beginning.
+    app: WSGIApp | None = None
+    #: The environ that reached that place, instead of one built from the scope.
+    environ: WSGIEnviron | None = None
+    #: Called on the loop with the exception that came out of the application.
+    on_error: Callable[[BaseException], None] | None = None
+
+
+class Connection:
+    """One WebSocket connection, from its handshake to the end of its view."""
+
+    def __init__(
+        self,
+        link: Link,
+        config: Config,
+        counters: Counters,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        self.link = link
+        self._config = config
+        self._counters = counters
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._protocol = uvicorn.protocol_of(send)
+        self._reading = anyio.CancelScope()
+        self._view_done = anyio.Event()
+        self._view_error: BaseException | None = None
+        self._view_started = False
+
+    @property
+    def view_running(self) -> bool:
+        """Whether the view's thread has not ended yet."""
+        return self._view_started and not self._view_done.is_set()
+
+    @property
+    def protocol(self) -> Any | None:
+        """uvicorn's protocol object, where it is uvicorn that calls us."""
+        return self._protocol
+
+    def start_view(
+        self,
+        run: Callable[[], BaseException | None],
+        ended: Callable[[tuple[Connection, BaseException | None]], None],
+    ) -> None:
+        """Start the view's thread; *ended* is posted with the connection when it ends.
+
+        :raises RuntimeError: if the system has no thread left.
+        """
+        link = self.link
+
+        def run_and_report() -> None:
+            error = run()
+            link.report(ended, (self, error))
+
+        start_view_thread(run_and_report, f"flask-websockets-view {self._scope['path']}")
+        self._view_started = True
+
+    def view_ended(self, error: BaseException | None) -> None:
+        """The view's thread is about to end."""
+        self._view_error = error
+        self._view_done.set()
+
+    @property
+    def view_error(self) -> BaseException | None:
+        """What came out of the application, if anything did."""
+        return self._view_error
+
+    async def run(self, handshake_done: Callable[[], None]) -> None:
+        """Serve the connection until it is over and its view has ended, or is reported."""
+        link = self.link
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._write)
+                tasks.start_soon(self._read)
+                with anyio.move_on_after(self._config.handshake_timeout):
+                    await link.settled.wait()
+                if not link.settled.is_set() and link.time_out_handshake(
+                    *unavailable("The handshake took too long.")
+                ):
+                    self._counters.handshake_timeouts += 1
+                    logger.warning(
+                        "The view of %s neither accepted nor refused within %g s "
+                        "(WEBSOCKETS_HANDSHAKE_TIMEOUT); its handshake was answered 503",
+                        self._scope["path"],
+                        self._config.handshake_timeout,
+                    )
+                handshake_done()
+                await link.ending.wait()
+                with anyio.move_on_after(link.patience):
+                    await link.over.wait()
+                if not link.over.is_set():
+                    self._cut()
+                tasks.cancel_scope.cancel()
+        finally:
+            # Whatever ends this task, the server's cancellation included, ends the link (I5).
+            link.lose(1006)
+        await self._wait_for_view()
+
+    async def _read(self) -> None:
+        """Reader. Take what comes as soon as it comes (I10), until the peer is gone."""
+        link, receive, limit = self.link, self._receive, self._config.max_message_bytes
+        with self._reading:
+            while True:
+                message = await receive()
+                if message["type"] == "websocket.receive":
+                    data = message.get("text")
+                    if data is None:
+                        data = message.get("bytes") or b""
+                    if message_bytes(data) > limit:
+                        self._counters.oversized += 1
+                        link.expel(1009, f"a message may have {limit} bytes")
+                        return
+                    if not link.deliver(data) and not await self._make_room(data):
+                        return
+                elif message["type"] == "websocket.disconnect":
+                    # After it receive is never called again: hypercorn and daphne would hang.
+                    link.lose(message.get("code") or 1005, message.get("reason") or "")
+                    return
+
+    async def _make_room(self, data: str | bytes) -> bool:
+        """Reader. The inbox is full: do what WEBSOCKETS_INBOX_FULL says (I10).
+
+        :returns: False if the connection is closed for it.
+        """
+        link, config = self.link, self._config
+        if config.inbox_full == "drop_newest":
+            self._counters.inbox_dropped += 1
+            return True
+        if config.inbox_full == "pause":
+            with anyio.move_on_after(config.inbox_timeout):
+                while True:
+                    await link.room()
+                    if link.state is not State.OPEN:
+                        return False
+                    if link.deliver(data):
+                        return True
+        self._counters.inbox_closed += 1
+        logger.warning(
+            "The view of %s did not take what it received; its inbox was full for %g s "
+            "(WEBSOCKETS_INBOX_MESSAGES, _BYTES, _TIMEOUT) and it is closed with 1013",
+            self._scope["path"],
+            config.inbox_timeout if config.inbox_full == "pause" else 0,
+        )
+        link.expel(1013, "the server is too busy")
+        return False
+
+    async def _write(self) -> None:
+        """Writer. Give the server what lies in the outbox, one message at a time (I4)."""
+        link, send, outbox = self.link, self._send, self.link.outbox
+        timeout = self._config.send_timeout
+        with anyio.CancelScope() as deadline:
+            while True:
+                try:
+                    try:
+                        item, size = outbox.receive_nowait()
+                    except anyio.WouldBlock:
+                        item, size = await outbox.receive()
+                except (anyio.EndOfStream, anyio.ClosedResourceError):
+                    return
+                if not isinstance(item, dict):
+                    kind, sending = "websocket.send", item
+                else:
+                    kind = item["type"]
+                    if kind == "websocket.close":
+                        # A pending receive holds back the close frame on granian.
+                        self._reading.cancel()
+                        await anyio.lowlevel.checkpoint()
+                    sending = send(item)  # type: ignore[assignment]
+                deadline.deadline = anyio.current_time() + timeout
+                try:
+                    await sending
+                except Exception:  # each server has its own for a peer that is gone
+                    link.fail()
+                    return
+                deadline.deadline = math.inf
+                link.written(size)
+                if kind == "websocket.accept":
+                    self._accepted()
+                elif kind in ("websocket.close", "websocket.http.response.body"):
+                    link.over.set()
+                    return
+        if deadline.cancelled_caught:
+            self._counters.send_timeouts += 1
+            self._cut()
+
+    def _accepted(self) -> None:
+        """Writer. The peer has its 101: from here on messages may take the short way."""
+        self._counters.connections += 1
+        if self._protocol is not None and not self.link.deaf:
+            self.link.inline = uvicorn.InlineSend(self._send, self._protocol)
+
+    def _cut(self) -> None:
+        """End a connection whose peer takes nothing any more (I11)."""
+        self.link.lose(1006, "the peer did not take what was sent")
+        if self._protocol is not None:
+            uvicorn.abort(self._protocol)
+            self._counters.aborted += 1
+
+    async def _wait_for_view(self) -> None:
+        """Give the view its time to finish; report it if it does not (I9)."""
+        if not self._view_started:
+            return
+        with anyio.move_on_after(self._config.close_timeout):
+            await self._view_done.wait()
+        if not self._view_done.is_set():
+            self._counters.stuck_views += 1
+            logger.warning(
+                "The view of %s still runs %g s after its connection ended "
+                "(WEBSOCKETS_CLOSE_TIMEOUT); its thread is left to itself",
+                self._scope["path"],
+                self._config.close_timeout,
+            )

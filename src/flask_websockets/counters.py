@@ -1,0 +1,68 @@
+"""Pure. What the runtime counts, and the picture of it that a user reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class Counters:
+    """Totals since the runtime started. Written on the loop only, read from anywhere."""
+
+    connections: int = 0  # loop only
+    refused_full: int = 0  # loop only
+    handshake_timeouts: int = 0  # loop only
+    published: int = 0  # loop only
+    delivered: int = 0  # loop only
+    closed_slow: int = 0  # loop only
+    inbox_dropped: int = 0  # loop only
+    inbox_closed: int = 0  # loop only
+    oversized: int = 0  # loop only
+    send_timeouts: int = 0  # loop only
+    aborted: int = 0  # loop only
+    stuck_views: int = 0  # loop only
+
+
+@dataclass(frozen=True)
+class Stats:
+    """A picture of one :class:`WebSockets` object at one moment.
+
+    The first group is what is there now, the second counts since the server started.
+    """
+
+    #: Connections whose task runs: in the handshake, open or closing.
+    connections: int
+    #: Threads that run views, of connections that are over included.
+    view_threads: int
+    #: Channels with at least one subscriber.
+    channels: int
+    #: Pairs of a connection and a channel it is subscribed to.
+    subscriptions: int
+    #: What waits at the door for the loop: sends, publishes, subscriptions.
+    pending: int
+
+    #: Connections that were accepted.
+    connections_total: int
+    #: Handshakes answered 503 because of ``WEBSOCKETS_MAX_CONNECTIONS`` or
+    #: ``WEBSOCKETS_MAX_HANDSHAKES``.
+    refused_full: int
+    #: Handshakes answered 503 because the view neither accepted nor refused in time.
+    handshake_timeouts: int
+    #: Publishes that the hub has distributed.
+    published: int
+    #: Published messages put into a subscriber's outbox.
+    delivered: int
+    #: Subscribers closed with 1013 because their outbox was full.
+    closed_slow: int
+    #: Received messages dropped by ``WEBSOCKETS_INBOX_FULL = "drop_newest"``.
+    inbox_dropped: int
+    #: Connections closed with 1013 because the view did not take what was received.
+    inbox_closed: int
+    #: Connections closed with 1009.
+    oversized: int
+    #: Connections cut because the peer did not take a message for ``WEBSOCKETS_SEND_TIMEOUT``.
+    send_timeouts: int
+    #: Transports aborted because the peer would not let them close.
+    aborted: int
+    #: Views that were still running ``WEBSOCKETS_CLOSE_TIMEOUT`` after their connection's end.
+    stuck_views: int

@@ -1,0 +1,121 @@
+"""Pure. ASGI scope to WSGI environ, for HTTP and WebSocket alike; and the Origin rule."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, MutableMapping
+from io import BytesIO
+from typing import Any
+from urllib.parse import urlsplit
+
+WSGIEnviron = dict[str, Any]
+#: ASGI scopes and messages are dicts of whatever the specification says.
+Scope = MutableMapping[str, Any]
+
+#: Where a handshake's WebSocket lies in the environ.
+WEBSOCKET = "flask_websockets.websocket"
+
+_SCHEMES = {"ws": "http", "wss": "https"}
+_DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
+
+
+def build_environ(scope: Scope, body: Any = None) -> WSGIEnviron:
+    """Build the WSGI environ (PEP 3333) of an ASGI ``http`` or ``websocket`` scope.
+
+    The scheme of a WebSocket is ``http`` or ``https``: Werkzeug's router makes ``ws`` of it
+    from the Upgrade header, and ``request.is_secure`` stays true.
+
+    :param body: the readable ``wsgi.input``; empty if None.
+    """
+    root_path = scope.get("root_path", "")
+    path = scope["path"]
+    if root_path and (path == root_path or path.startswith(root_path + "/")):
+        path = path[len(root_path) :]
+    server = scope.get("server") or ("localhost", None)
+    scheme = scope.get("scheme", "http")
+    scheme = _SCHEMES.get(scheme, scheme)
+    environ: WSGIEnviron = {
+        "REQUEST_METHOD": scope.get("method", "GET"),
+        "SCRIPT_NAME": _wsgi_text(root_path),
+        "PATH_INFO": _wsgi_text(path),
+        "QUERY_STRING": scope.get("query_string", b"").decode("latin-1"),
+        "SERVER_PROTOCOL": f"HTTP/{scope.get('http_version', '1.1')}",
+        "SERVER_NAME": str(server[0]),
+        "SERVER_PORT": str(server[1] or _DEFAULT_PORTS.get(scheme, 80)),
+        "wsgi.version": (1, 0),
+        "wsgi.url_scheme": scheme,
+        "wsgi.input": BytesIO() if body is None else body,
+        "wsgi.errors": sys.stderr,
+        "wsgi.multithread": True,
+        "wsgi.multiprocess": False,
+        "wsgi.run_once": False,
+    }
+    if client := scope.get("client"):
+        environ["REMOTE_ADDR"] = str(client[0])
+        environ["REMOTE_PORT"] = str(client[1])
+    environ.update(_header_variables(scope.get("headers", ())))
+    if scope["type"] == "websocket":
+        # An HTTP/2 extended CONNECT carries neither, and Werkzeug's router looks for both.
+        environ["HTTP_CONNECTION"] = "Upgrade"
+        environ["HTTP_UPGRADE"] = "websocket"
+    return environ
+
+
+def _wsgi_text(text: str) -> str:
+    """Text as PEP 3333 wants it: bytes, each posing as a Latin-1 character."""
+    return text.encode("utf-8", "surrogateescape").decode("latin-1")
+
+
+def _header_variables(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    # Lists and one join: repeated concatenation is quadratic (CVE-2025-14550).
+    collected: dict[str, list[str]] = {}
+    for raw_name, raw_value in headers:
+        # X_Forwarded_For must not pose as X-Forwarded-For (CVE-2015-0219).
+        if b"_" in raw_name:
+            continue
+        name = raw_name.decode("latin-1").upper().replace("-", "_")
+        if name not in ("CONTENT_LENGTH", "CONTENT_TYPE"):
+            name = f"HTTP_{name}"
+        collected.setdefault(name, []).append(raw_value.decode("latin-1"))
+    # RFC 9113 section 8.2.3: HTTP/2 splits cookies, and they join with a semicolon.
+    return {
+        name: ("; " if name == "HTTP_COOKIE" else ",").join(values)
+        for name, values in collected.items()
+    }
+
+
+def origin_allowed(origin: str | None, host: str, allowed: Iterable[str]) -> bool:
+    """Whether a page of *origin* may open a WebSocket to *host*.
+
+    Browsers send cookies with a handshake from any page (CWE-1385), and CORS does not
+    govern WebSockets: so the server must look.
+
+    :param origin: the Origin header; None when the client sent none, and is no browser.
+    :param host: host and port as the application sees itself, ``request.host``.
+    :param allowed: more origins, in lower case: ``https://app.example.com``,
+        ``https://*.example.com`` (subdomains of any depth), ``null`` or ``*``.
+    """
+    if origin is None:
+        return True
+    origin = origin.lower()
+    for pattern in allowed:
+        if pattern in ("*", origin):
+            return True
+        scheme, separator, suffix = pattern.partition("://*.")
+        if separator and origin.startswith(scheme + "://") and origin.endswith("." + suffix):
+            return True
+    # Only hosts are compared: behind TLS termination the application believes in http.
+    return (own := _host_and_port(origin)) is not None and own == _host_and_port(
+        f"{urlsplit(origin).scheme}://{host.lower()}"
+    )
+
+
+def _host_and_port(url: str) -> tuple[str, int | None] | None:
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return None
+    if not parts.hostname:
+        return None
+    return parts.hostname, port or _DEFAULT_PORTS.get(parts.scheme)

@@ -1,0 +1,456 @@
+"""Any side. ``WebSockets``: the extension. The only place that knows both sides and joins them."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from weakref import WeakSet
+
+from flask import Flask, has_app_context
+from flask import json as flask_json
+from flask.sansio.scaffold import Scaffold
+
+from .asgi import Application, Runtime
+from .bridge import Link
+from .channels import Publication, PublishResult
+from .config import Config, validate_origins
+from .counters import Counters, Stats
+from .errors import (
+    ConfigurationError,
+    ConnectionClosed,
+    NotRunning,
+    UsageError,
+    WrongThread,
+)
+from .protocol import message_bytes, validate_token
+from .servers.werkzeug import DevelopmentServer
+from .views import View, answer, view_function
+from .websocket import WebSocket, encode_msgpack
+
+if TYPE_CHECKING:
+    from .testing import WebSocketClient
+
+ViewType = TypeVar("ViewType", bound=View)
+Channels = str | Iterable[str]
+Exclude = WebSocket | Iterable[WebSocket]
+
+#: Every object of this process, for the child of a fork.
+_all: WeakSet[WebSockets] = WeakSet()
+
+
+@dataclass
+class AppState:
+    """What one Flask application has: ``app.extensions["websockets"]``."""
+
+    websockets: WebSockets
+    config: Config
+
+
+@dataclass(frozen=True)
+class _Rule:
+    rule: str
+    endpoint: str
+    view: Callable[..., Any]
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def add_to(self, target: Scaffold) -> None:
+        target.add_url_rule(self.rule, self.endpoint, self.view, websocket=True, **self.options)  # type: ignore[no-untyped-call, unused-ignore]
+
+
+class WebSockets:
+    """WebSocket routes and channels for Flask applications.
+
+    Applications initialised with one object share its channels; two objects are separate.
+
+    :param app: the application, if it is there already; else call :meth:`init_app`.
+    """
+
+    def __init__(self, app: Flask | None = None) -> None:
+        self._rules: list[_Rule] = []
+        self._apps: list[Flask] = []
+        self._runtime: Runtime | None = None  # set on the loop; threads read it
+        self._inherited: Runtime | None = None  # of a parent process; never used again
+        self._stopped: str | None = None  # why publish raises NotRunning
+        self._starting = threading.Lock()  # two loops must not start a runtime at once
+        _all.add(self)
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: Flask) -> None:
+        """Set up *app*: read its ``WEBSOCKETS_*`` settings, add the routes made so far.
+
+        ``app.wsgi_app`` is wrapped once, so that ``app.run`` can serve WebSockets too.
+
+        :raises ConfigurationError: for a setting that cannot be right.
+        :raises UsageError: if the application was set up before.
+        """
+        if "websockets" in app.extensions:
+            raise UsageError(
+                "This application has a WebSockets object already. Create one, call init_app "
+                "once, and import that object where you need it."
+            )
+        config = Config.from_mapping(app.config)
+        app.extensions["websockets"] = AppState(self, config)
+        self._apps.append(app)
+        for rule in self._rules:
+            rule.add_to(app)
+        app.wsgi_app = DevelopmentServer(  # type: ignore[method-assign]
+            app.wsgi_app, lambda: self.asgi_app(app), config
+        )
+
+    def route(
+        self,
+        rule: str,
+        *,
+        endpoint: str | None = None,
+        blueprint: Scaffold | None = None,
+        bp: Scaffold | None = None,
+        subprotocols: Sequence[str] = (),
+        origins: Sequence[str] | None = None,
+        **options: Any,
+    ) -> Callable[[ViewType], ViewType]:
+        """Register a WebSocket view. The decorator returns the function it was given.
+
+        The view is called with a :class:`WebSocket` and the rule's variables, on a thread of
+        its own, inside a request context.
+
+        :param rule: the URL rule, as for ``Flask.route``; the path may have an HTTP view too.
+        :param endpoint: the endpoint's name; by default the function's.
+        :param blueprint: the blueprint to register it on.
+        :param bp: the older name of *blueprint*.
+        :param subprotocols: what the view speaks; the first of the client's is chosen.
+        :param origins: origins allowed on this route, instead of
+            ``WEBSOCKETS_ALLOWED_ORIGINS``; the application's own always is.
+        :param options: more options for Werkzeug's ``Rule``: ``defaults``, ``host``,
+            ``subdomain``, ``strict_slashes``.
+        :raises ConfigurationError: for origins that cannot be right.
+        :raises ValueError: for a subprotocol that is no token.
+        """
+        if blueprint is not None and bp is not None:
+            raise UsageError("blueprint= and bp= are the same; give one.")
+        if isinstance(subprotocols, str):
+            raise TypeError(f"subprotocols is a list of names; got the string {subprotocols!r}.")
+        supported = tuple(validate_token("subprotocol", name) for name in subprotocols)
+        allowed = None
+        if origins is not None:
+            if isinstance(origins, str):
+                origins = (origins,)
+            allowed = validate_origins("origins", tuple(origins))
+
+        def register(view: ViewType) -> ViewType:
+            if inspect.iscoroutinefunction(view):
+                raise ConfigurationError(
+                    f"{view.__name__} is a coroutine function; WebSocket views are plain "
+                    "blocking functions so far: write it with def."
+                )
+            name = endpoint or view.__name__
+            made = _Rule(rule, name, view_function(view, supported, allowed), options)
+            target = blueprint or bp
+            if target is not None:
+                made.add_to(target)
+                return view
+            for app in self._apps:
+                made.add_to(app)
+            self._rules.append(made)
+            return view
+
+        return register
+
+    # -- channels -------------------------------------------------------------------------------
+
+    @contextmanager
+    def subscribe(
+        self, ws: WebSocket, channels: Channels, *, on_slow: Literal["close"] = "close"
+    ) -> Iterator[None]:
+        """Subscribe a connection to channels for the length of a ``with`` block.
+
+        Accepts the connection if need be. Nothing published after the block was entered is
+        missed; nothing published after it was left is delivered. Blocks may be nested, for the
+        same channels too. Whatever the block raises, nothing is left behind.
+
+        :param ws: the connection.
+        :param channels: names of channels; a plain string is one name.
+        :param on_slow: what happens to a subscriber whose outbox is full: ``"close"``, with
+            code 1013.
+        :raises ConnectionClosed: if the connection is over.
+        :raises UsageError: above ``WEBSOCKETS_MAX_CHANNELS_PER_CONNECTION``; then nothing is
+            subscribed.
+        """
+        if on_slow != "close":
+            raise ValueError(f'on_slow must be "close"; got {on_slow!r}.')
+        names = _names(channels)
+        ws._accept_if_connecting()
+        runtime = self._runtime_of(ws)
+        ws.link.join(names, runtime.hub.subscribe)
+        try:
+            yield
+        finally:
+            ws.link.leave(names, runtime.hub.unsubscribe, entirely=False)
+
+    def unsubscribe(self, ws: WebSocket, channels: Channels) -> None:
+        """Unsubscribe a connection from channels, whatever the number of nested subscribes.
+
+        Channels that it is not subscribed to are no error. What was queued before goes out.
+        """
+        names = _names(channels)
+        if not ws.closed:
+            ws.link.leave(names, self._runtime_of(ws).hub.unsubscribe, entirely=True)
+
+    def publish(
+        self,
+        data: Any,
+        channels: Channels,
+        encode_json: bool = False,
+        encode_msgpack: bool = False,
+        exclude: Exclude = (),
+    ) -> None:
+        """Send a message to every subscriber of the channels, from any thread.
+
+        Never waits for a subscriber. Returns when the loop has been given the message: what one
+        thread publishes and sends arrives in that order. Every subscriber of a channel gets its
+        messages in the same order, each at most once; one that is subscribed to two of the
+        named channels gets the message once.
+
+        Before a server has started there are no subscribers, and nothing happens.
+
+        :param data: ``str`` for text frames, ``bytes`` for binary ones.
+        :param channels: names of channels; a plain string is one name.
+        :param encode_json: encode *data* as JSON first, into text frames.
+        :param encode_msgpack: encode *data* as MessagePack first, into binary frames.
+        :param exclude: one connection or several that do not get it.
+        :raises NotRunning: if the server has stopped, or this is a forked child of its process.
+        :raises WrongThread: on the event loop's own thread; await :meth:`apublish` there.
+        :raises TimeoutError: if the loop does not take it within ``WEBSOCKETS_SEND_TIMEOUT``:
+            ``WEBSOCKETS_MAX_PENDING_PUBLISHES`` are waiting already.
+        :raises TypeError: for data or channels of the wrong type.
+        """
+        publication = self._publication(data, channels, encode_json, encode_msgpack, exclude)
+        runtime = self._running()
+        if runtime is None:
+            return
+        if threading.get_ident() == runtime.door.thread:
+            raise WrongThread(
+                "publish was called on the event loop's own thread, where it might wait for "
+                "itself. In async code: await websockets.apublish(...). In a signal handler: "
+                "asyncio.create_task(websockets.apublish(...))."
+            )
+        runtime.door.publish(runtime.hub.publish, publication, runtime.config.send_timeout)
+
+    def publish_json(self, data: Any, channels: Channels, exclude: Exclude = ()) -> None:
+        """Publish *data* as JSON. See :meth:`publish`."""
+        self.publish(data, channels, encode_json=True, exclude=exclude)
+
+    async def apublish(
+        self,
+        data: Any,
+        channels: Channels,
+        encode_json: bool = False,
+        encode_msgpack: bool = False,
+        exclude: Exclude = (),
+    ) -> PublishResult:
+        """Publish from async code on the server's loop. See :meth:`publish`.
+
+        What threads published before comes first.
+
+        :raises WrongThread: on another loop than the server's.
+        """
+        publication = self._publication(data, channels, encode_json, encode_msgpack, exclude)
+        runtime = self._running()
+        if runtime is None:
+            return PublishResult(local=0)
+        if threading.get_ident() != runtime.door.thread:
+            raise WrongThread(
+                "apublish was awaited on another thread than the server's loop. "
+                "Call publish there; it does not wait for subscribers."
+            )
+        runtime.door.drain()
+        return runtime.hub.publish(publication)
+
+    def stats(self) -> Stats:
+        """What is connected, subscribed and pending, and what was counted since the start."""
+        runtime = self._runtime
+        if runtime is None:
+            return Stats(
+                connections=0,
+                view_threads=0,
+                channels=0,
+                subscriptions=0,
+                pending=0,
+                connections_total=0,
+                **{name: 0 for name in vars(Counters()) if name != "connections"},
+            )
+        return runtime.stats()
+
+    # -- serving --------------------------------------------------------------------------------
+
+    def asgi_app(self, app: Flask | None = None) -> Application:
+        """The ASGI application that serves a Flask application, HTTP and WebSockets.
+
+        :param app: the Flask application; may be left out while there is only one.
+        :raises UsageError: if it was not set up, or if there are several and none is named.
+        """
+        app = self._only_app() if app is None else app
+        state = app.extensions.get("websockets")
+        if not isinstance(state, AppState) or state.websockets is not self:
+            raise UsageError("Call websockets.init_app(app) before websockets.asgi_app(app).")
+        found = app  # the name stays bound to this application
+        return Application(
+            lambda environ, start_response: found.wsgi_app(environ, start_response),
+            state.config,
+            runtime=self._runtime_here,
+            restart=self._start_runtime,
+            stop=self._stop,
+            answer=answer,
+        )
+
+    def test_client(self, app: Flask | None = None, **options: Any) -> WebSocketClient:
+        """A test client that speaks WebSocket too, in process, without a server.
+
+        It is a subclass of the application's own client class, and shares its cookies.
+
+        :param app: the Flask application; may be left out while there is only one.
+        :param options: what the application's client class takes.
+        """
+        from .testing import make_client
+
+        return make_client(self, self._only_app() if app is None else app, options)
+
+    # -- within the package -----------------------------------------------------------------------
+
+    def stop_testing(self) -> None:
+        """Loop. For the test client: its last connection is gone, and another may follow."""
+        self._stop(restartable=True)
+
+    def _only_app(self) -> Flask:
+        if len(self._apps) != 1:
+            raise UsageError(
+                f"Name the application: this object has {len(self._apps)}, not one. Give it to "
+                "WebSockets(app) or init_app(app) first, or as an argument here."
+            )
+        return self._apps[0]
+
+    def _runtime_here(self, config: Config) -> Runtime:
+        """Loop. The running loop's runtime; started if no server said that it has come up."""
+        runtime = self._runtime
+        if runtime is not None and runtime.door.thread == threading.get_ident():
+            return runtime
+        return self._start_runtime(config)
+
+    def _start_runtime(self, config: Config) -> Runtime:
+        """Loop. A runtime for a server that comes up here.
+
+        :raises UsageError: while another loop's is running.
+        """
+        with self._starting:
+            runtime = self._runtime
+            if runtime is not None and not runtime.door.shut:
+                if runtime.door.thread == threading.get_ident():
+                    return runtime
+                raise UsageError(
+                    "This WebSockets object is being served by another event loop of this "
+                    "process. One object serves one loop: stop that server first, or use two "
+                    "objects, whose channels are separate."
+                )
+            self._runtime = Runtime(config)
+            self._stopped = None
+            return self._runtime
+
+    def _stop(self, *, restartable: bool = False) -> None:
+        """Loop. The server goes down; *restartable* where publish should not mind."""
+        runtime = self._runtime
+        if runtime is not None:
+            runtime.stop()
+            self._runtime = None
+            if not restartable:
+                self._stopped = "The server has stopped; nothing can be published any more."
+
+    def _forked(self) -> None:
+        """The child of a fork. Its parent's loop takes callbacks here, and never runs them."""
+        self._starting = threading.Lock()
+        if self._runtime is not None:
+            self._inherited, self._runtime = self._runtime, None  # its streams are the parent's
+            self._stopped = (
+                "This process was forked from one whose server was running; a server must "
+                "start here before anything can be published."
+            )
+
+    def _running(self) -> Runtime | None:
+        """Any thread. The runtime, None before there is one.
+
+        :raises NotRunning: after it.
+        """
+        if self._stopped is not None:
+            raise NotRunning(self._stopped)
+        if not threading.main_thread().is_alive():
+            raise NotRunning("The main thread has ended, and the server with it.")
+        return self._runtime
+
+    def _runtime_of(self, ws: WebSocket) -> Runtime:
+        runtime = self._runtime
+        if runtime is not None and ws.link.belongs_to(runtime.door):
+            return runtime
+        if ws.closed:
+            raise ConnectionClosed(ws.link.code, ws.link.reason)
+        raise UsageError(
+            "This connection belongs to another WebSockets object; channels are not shared "
+            "between two."
+        )
+
+    def _publication(
+        self,
+        data: Any,
+        channels: Channels,
+        encode_json: bool,
+        encode_msgpack_: bool,
+        exclude: Exclude,
+    ) -> Publication:
+        if encode_json and encode_msgpack_:
+            raise UsageError("encode_json and encode_msgpack exclude each other.")
+        if encode_json:
+            data = self._dumps(data)
+        elif encode_msgpack_:
+            data = encode_msgpack(data)
+        if isinstance(data, str):
+            key = "text"
+        elif isinstance(data, (bytes, bytearray, memoryview)):
+            key, data = "bytes", bytes(data)
+        else:
+            raise TypeError(
+                f"A message is str or bytes; got {type(data).__name__}. "
+                "publish_json takes anything that JSON can carry."
+            )
+        excluded: Collection[Link]
+        if isinstance(exclude, WebSocket):
+            excluded = (exclude.link,)
+        else:
+            excluded = [ws.link for ws in exclude]
+        message = {"type": "websocket.send", key: data}
+        return Publication(message, message_bytes(data), _names(channels), excluded)
+
+    def _dumps(self, data: Any) -> str:
+        # Publisher threads have no application context; the provider is the application's.
+        if has_app_context() or not self._apps:
+            return flask_json.dumps(data)
+        return self._apps[0].json.dumps(data)
+
+
+def _names(channels: Channels) -> tuple[str, ...]:
+    names = (channels,) if isinstance(channels, str) else tuple(dict.fromkeys(channels))
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"A channel's name is a str; got {type(name).__name__}.")
+    return names
+
+
+def _after_fork() -> None:
+    for websockets in tuple(_all):
+        websockets._forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

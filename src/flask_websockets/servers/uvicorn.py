@@ -1,0 +1,141 @@
+"""Loop side. What only uvicorn can do: a send without a task, and an end that comes.
+
+Everything here looks inside uvicorn's two WebSocket protocol classes. ``protocol_of`` decides
+whether they are what we know; where not, everything works without this module, only slower.
+tests/test_servers_uvicorn.py is the contract.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import Callable, Coroutine, Generator
+from typing import Any, cast
+
+from ..bridge import ASGIMessage, Outbound
+
+_KNOWN = {
+    ("uvicorn.protocols.websockets.wsproto_impl", "WSProtocol"),
+    ("uvicorn.protocols.websockets.websockets_sansio_impl", "WebSocketsSansIOProtocol"),
+}
+
+#: Seconds between two looks at transports that should be closing.
+WATCH_INTERVAL = 1.0
+
+
+def protocol_of(send: Callable[..., Any]) -> Any | None:
+    """The uvicorn protocol whose own ``send`` this is; None for anything else.
+
+    A ``send`` that a middleware has wrapped is anything else.
+    """
+    protocol = getattr(send, "__self__", None)
+    kind = type(protocol)
+    if (
+        (kind.__module__, kind.__qualname__) in _KNOWN
+        and getattr(send, "__func__", None) is getattr(kind, "send", None)
+        and isinstance(getattr(protocol, "writable", None), asyncio.Event)
+        and hasattr(getattr(protocol, "transport", None), "abort")
+        and isinstance(getattr(protocol, "disconnected", None), bool)
+    ):
+        return protocol
+    return None
+
+
+class InlineSend:
+    """Steps uvicorn's ``send`` without a task, while the writer is idle (I4).
+
+    uvicorn's ``send`` waits for nothing but ``writable``, and looks at it first: when it is
+    set, one step takes the message to the transport.
+    """
+
+    def __init__(self, send: Callable[[Any], Coroutine[Any, Any, None]], protocol: Any) -> None:
+        self._send = send
+        self._writable: asyncio.Event = protocol.writable
+        # The step runs where the writer task would have run it: with its context variables.
+        self._context = contextvars.copy_context()
+
+    def __call__(self, message: ASGIMessage) -> Outbound | None:
+        """Send *message*; return what is left to the writer task, None if nothing is."""
+        if not self._writable.is_set():
+            return message
+        sending = self._send(message)
+        try:
+            waits_for = self._context.run(sending.send, None)
+        except StopIteration:
+            return None
+        return _Suspended(sending, waits_for)
+
+
+class _Suspended:
+    """The rest of a ``send`` that had to wait after all."""
+
+    def __init__(self, sending: Coroutine[Any, Any, None], waits_for: Any) -> None:
+        self._sending = sending
+        self._waits_for = waits_for
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        waits_for = self._waits_for
+        while True:
+            try:
+                try:
+                    value = yield waits_for
+                except BaseException as error:
+                    waits_for = self._sending.throw(error)
+                else:
+                    waits_for = self._sending.send(value)
+            except StopIteration:
+                return
+
+    def close(self) -> None:
+        self._sending.close()
+
+
+def abort(protocol: Any) -> None:
+    """Cut the connection now: what the peer did not take is dropped, the descriptor freed."""
+    cast(asyncio.Transport, protocol.transport).abort()
+
+
+class Watch:
+    """Aborts transports that are closing and cannot, because their peer does not read.
+
+    ``transport.close()`` flushes first, without limit; uvicorn calls it for a failed keepalive,
+    at shutdown and ten seconds after our close frame. One timer looks at all of them.
+    """
+
+    def __init__(self, patience: float, on_abort: Callable[[], None]) -> None:
+        self._patience = patience  # seconds that a closing transport gets
+        self._on_abort = on_abort
+        self._protocols: dict[Any, float | None] = {}  # loop only: when it was seen closing
+        self._timer: asyncio.TimerHandle | None = None  # loop only
+
+    def add(self, protocol: Any) -> None:
+        """Watch a connection from its accept on, until its transport is gone."""
+        self._protocols[protocol] = None
+        if self._timer is None:
+            self._schedule()
+
+    def close(self) -> None:
+        """Stop watching."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._protocols.clear()
+
+    def _schedule(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(min(WATCH_INTERVAL, self._patience / 4), self._look)
+
+    def _look(self) -> None:
+        now = asyncio.get_running_loop().time()
+        for protocol, since in list(self._protocols.items()):
+            if protocol.disconnected:
+                del self._protocols[protocol]
+            elif since is None:
+                if protocol.transport.is_closing():
+                    self._protocols[protocol] = now
+            elif now - since >= self._patience:
+                abort(protocol)
+                self._on_abort()
+                del self._protocols[protocol]
+        self._timer = None
+        if self._protocols:
+            self._schedule()

@@ -1,0 +1,304 @@
+"""View side. ``WebSocket``: the verbs of a view's connection.
+
+Every method may be called from any thread; many threads may send, one at a time may receive.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from flask import json as flask_json
+
+from .bridge import Link
+from .environ import WSGIEnviron
+from .errors import ConnectionClosed, InvalidMessage, InvalidState
+from .protocol import (
+    Headers,
+    Pairs,
+    State,
+    choose_subprotocol,
+    encode_headers,
+    message_bytes,
+    validate_close,
+    validate_headers,
+    validate_token,
+)
+
+
+class WebSocket:
+    """A view's end of one connection.
+
+    The connection is accepted by :meth:`accept`, or by itself at the first receive, send,
+    iteration or subscribe. Once it is over, by whichever side, every verb but :meth:`close`
+    and :meth:`wait_closed` raises :exc:`ConnectionClosed`.
+    """
+
+    #: The WSGI environ of the handshake, the one that ``request`` was made from.
+    environ: WSGIEnviron
+
+    def __init__(self, link: Link, environ: WSGIEnviron, offered: Sequence[str]) -> None:
+        self.environ = environ
+        self._link = link
+        self._offered = offered
+        self._supported: Sequence[str] = ()  # set by the route, before the view runs
+        self._accepted_subprotocol: str | None = None  # set at the accept
+        self._accept_headers: Callable[[], Pairs] = lambda: ()  # set by the route
+
+    def __repr__(self) -> str:
+        return (
+            f"<{type(self).__name__} {self.environ.get('PATH_INFO', '?')} {self._link.state.value}>"
+        )
+
+    # -- state --------------------------------------------------------------------------------
+
+    @property
+    def connected(self) -> bool:
+        """Whether the connection is accepted and not over."""
+        return self._link.state is State.OPEN
+
+    @property
+    def closed(self) -> bool:
+        """Whether the connection is over, or was refused."""
+        return self._link.state in (State.CLOSED, State.REFUSED)
+
+    @property
+    def close_code(self) -> int | None:
+        """The close code, ours or the peer's, once the connection is over; None before.
+
+        1005 and 1006 both mean that no close frame came: servers report either.
+        """
+        return self._link.code if self.closed else None
+
+    @property
+    def close_reason(self) -> str | None:
+        """The close reason once the connection is over, ``""`` if none was given; None before."""
+        return self._link.reason if self.closed else None
+
+    @property
+    def subprotocol(self) -> str | None:
+        """The subprotocol in use: before the accept, the one that would be chosen."""
+        if self._link.state is State.CONNECTING:
+            return choose_subprotocol(self._offered, self._supported)
+        return self._accepted_subprotocol
+
+    # -- beginning and end ----------------------------------------------------------------------
+
+    def accept(self, subprotocol: str | None = None, headers: Headers = ()) -> None:
+        """Accept the connection now, before the first message would.
+
+        :param subprotocol: one of those that the client offered. By default the first of the
+            client's that the route supports; none if there is none in common.
+        :param headers: more headers for the 101 response, as a mapping or as pairs. Some
+            servers (daphne, granian) leave them out.
+        :raises InvalidState: if it is accepted already.
+        :raises ConnectionClosed: if the client has left, or the handshake has timed out.
+        :raises ValueError: for a subprotocol that was not offered, or a header that may not be
+            sent.
+        """
+        if subprotocol is None:
+            subprotocol = choose_subprotocol(self._offered, self._supported)
+        elif validate_token("subprotocol", subprotocol) not in self._offered:
+            raise ValueError(
+                f"Subprotocol {subprotocol!r} was not offered: expected one of "
+                f"{', '.join(self._offered) or 'none, the client offers no subprotocol'}."
+            )
+        pairs = validate_headers(headers)
+        if self._link.state is State.CONNECTING:
+            pairs = [*pairs, *self._accept_headers()]
+        self._link.accept(
+            {
+                "type": "websocket.accept",
+                "subprotocol": subprotocol,
+                "headers": encode_headers(pairs),
+            }
+        )
+        self._accepted_subprotocol = subprotocol
+
+    def close(self, code: int = 1000, reason: str = "") -> None:
+        """Say goodbye, once what was sent before is on its way. Does not wait for the peer.
+
+        Before the accept the handshake is answered 403. A second close does nothing.
+
+        :param code: 1000, another code of RFC 6455 section 7.4 that may be sent, or 3000 to
+            4999.
+        :param reason: at most 123 bytes of UTF-8.
+        :raises ValueError: for a code that may not be sent, or a reason that is too long.
+        """
+        validate_close(code, reason)
+        self._link.close(code, reason)
+
+    def wait_closed(self, timeout: float | None = None) -> bool:
+        """Wait until the connection is over, without receiving.
+
+        What the client sends meanwhile is not taken, and fills the inbox.
+
+        :param timeout: seconds to wait at most; None for as long as it takes.
+        :returns: True when it is over, False when the time has passed.
+        """
+        self._accept_if_connecting()
+        return self._link.wait_closed(_checked_timeout(timeout))
+
+    # -- receiving ------------------------------------------------------------------------------
+
+    def receive(self, timeout: float | None = None) -> str | bytes | None:
+        """Wait for the next message: ``str`` for a text frame, ``bytes`` for a binary one.
+
+        What was received before the client left is delivered first.
+
+        :param timeout: seconds to wait at most; None for as long as it takes.
+        :returns: the message, or None when the time has passed.
+        :raises ConnectionClosed: when the connection is over.
+        :raises ConcurrencyError: if another thread is receiving on this connection.
+        """
+        self._accept_if_connecting()
+        return self._link.receive(_checked_timeout(timeout))
+
+    def receive_json(self, timeout: float | None = None) -> Any:
+        """Wait for the next message and parse it as JSON with the application's provider.
+
+        :param timeout: seconds to wait at most; None for as long as it takes.
+        :raises TimeoutError: when the time has passed: None is JSON.
+        :raises InvalidMessage: if the message is not JSON; the connection stays open.
+        :raises ConnectionClosed: when the connection is over.
+        """
+        data = self.receive(timeout)
+        if data is None:
+            raise TimeoutError(f"No message came within {timeout:g} s.")
+        return _parse_json(data)
+
+    def iter_data(self) -> Iterator[str | bytes]:
+        """Iterate over the messages as they come. Ends when the connection is over."""
+        try:
+            while True:
+                data = self.receive()
+                assert data is not None  # only a timeout gives None
+                yield data
+        except ConnectionClosed:
+            # Raised by our receive only: what the loop's body raises does not come by here.
+            return
+
+    def iter_text(self) -> Iterator[str]:
+        """Iterate over the messages as text; a binary frame is decoded from UTF-8.
+
+        :raises InvalidMessage: for a binary frame that is not UTF-8.
+        """
+        for data in self.iter_data():
+            yield data if isinstance(data, str) else _decode(data)
+
+    def iter_bytes(self) -> Iterator[bytes]:
+        """Iterate over the messages as bytes; a text frame is encoded as UTF-8."""
+        for data in self.iter_data():
+            yield data if isinstance(data, bytes) else data.encode()
+
+    def iter_json(self) -> Iterator[Any]:
+        """Iterate over the messages, parsed as JSON.
+
+        :raises InvalidMessage: for a message that is not JSON.
+        """
+        for data in self.iter_data():
+            yield _parse_json(data)
+
+    # -- sending --------------------------------------------------------------------------------
+
+    def send(self, data: str | bytes) -> None:
+        """Send a message: ``str`` as a text frame, ``bytes`` as a binary one.
+
+        Returns when the message is on its way to the server, which is not: received. While the
+        outbox is full it waits, for ``WEBSOCKETS_SEND_TIMEOUT`` at most.
+
+        :raises ConnectionClosed: if the connection is over; also if the peer takes nothing for
+            the send timeout, after which it is.
+        :raises TypeError: if *data* is neither.
+        """
+        if isinstance(data, str):
+            self._send({"type": "websocket.send", "text": data}, message_bytes(data))
+        elif isinstance(data, (bytes, bytearray, memoryview)):
+            data = bytes(data)
+            self._send({"type": "websocket.send", "bytes": data}, len(data))
+        else:
+            raise TypeError(f"A message is str or bytes; got {type(data).__name__}.")
+
+    def send_text(self, data: str) -> None:
+        """Send a text frame. See :meth:`send`."""
+        if not isinstance(data, str):
+            raise TypeError(f"A text message is a str; got {type(data).__name__}.")
+        self.send(data)
+
+    def send_bytes(self, data: str | bytes) -> None:
+        """Send a binary frame; ``str`` is encoded as UTF-8. See :meth:`send`."""
+        self.send(data.encode() if isinstance(data, str) else data)
+
+    def send_json(self, data: Any) -> None:
+        """Send *data* as JSON in a text frame, encoded by the application's provider.
+
+        See :meth:`send`. Data that JSON cannot carry raises what the provider raises.
+        """
+        self.send(flask_json.dumps(data))
+
+    def send_msgpack(self, data: Any) -> None:
+        """Send *data* as MessagePack in a binary frame. See :meth:`send`.
+
+        :raises ModuleNotFoundError: without the ``msgpack`` extra.
+        """
+        self.send(encode_msgpack(data))
+
+    def _send(self, message: dict[str, Any], size: int) -> None:
+        self._accept_if_connecting()
+        self._link.send(message, size)
+
+    # -- within the package ---------------------------------------------------------------------
+
+    @property
+    def link(self) -> Link:
+        """For the extension: what lies between this view and its connection."""
+        return self._link
+
+    def prepare(self, supported: Sequence[str], accept_headers: Callable[[], Pairs]) -> None:
+        """For the route: what it supports, and the headers that go out with the accept."""
+        self._supported = supported
+        self._accept_headers = accept_headers
+
+    def _accept_if_connecting(self) -> None:
+        if self._link.state is State.CONNECTING:
+            try:
+                self.accept()
+            except InvalidState:
+                pass  # another thread was first: accepted is accepted
+
+
+def encode_msgpack(data: Any) -> bytes:
+    """*data* as MessagePack.
+
+    :raises ModuleNotFoundError: without the ``msgpack`` extra.
+    """
+    try:
+        import msgpack
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "MessagePack needs the msgpack package: install flask-websockets[msgpack]."
+        ) from error
+    packed: bytes = msgpack.packb(data)
+    return packed
+
+
+def _checked_timeout(timeout: float | None) -> float | None:
+    if timeout is not None and not timeout >= 0:
+        raise ValueError(f"A timeout is a number of seconds from 0 up, or None; got {timeout!r}.")
+    return timeout
+
+
+def _decode(data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidMessage(f"Expected UTF-8; got {data[:40]!r}: {error}") from error
+
+
+def _parse_json(data: str | bytes) -> Any:
+    text = data if isinstance(data, str) else _decode(data)
+    try:
+        return flask_json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise InvalidMessage(f"Expected JSON; got {text[:40]!r}: {error}") from error
