@@ -41,7 +41,7 @@ def build_environ(scope: Scope, body: Any = None) -> WSGIEnviron:
         "QUERY_STRING": scope.get("query_string", b"").decode("latin-1"),
         "SERVER_PROTOCOL": f"HTTP/{scope.get('http_version', '1.1')}",
         "SERVER_NAME": str(server[0]),
-        "SERVER_PORT": str(server[1] or _DEFAULT_PORTS.get(scheme, 80)),
+        "SERVER_PORT": str(server[1] or _DEFAULT_PORTS.get(str(scheme), 80)),
         "wsgi.version": (1, 0),
         "wsgi.url_scheme": scheme,
         "wsgi.input": BytesIO() if body is None else body,

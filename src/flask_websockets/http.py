@@ -27,14 +27,14 @@ Receive = Callable[[], Awaitable[ASGIMessage]]
 Send = Callable[[ASGIMessage], Awaitable[None]]
 
 
-class HttpAdapter(WsgiToAsgi):  # type: ignore[misc]  # asgiref has no types here
+class HttpAdapter(WsgiToAsgi):
     """asgiref's adapter with threads of its own.
 
     :param door: where the threads of the request's loop find it.
     """
 
     def __init__(self, wsgi_app: Callable[..., Any], pool: HttpPool) -> None:
-        super().__init__(wsgi_app)
+        super().__init__(wsgi_app)  # type: ignore[no-untyped-call]
         self._pool = pool
 
     async def serve(self, door: Door, scope: Scope, receive: Receive, send: Send) -> None:
@@ -42,9 +42,9 @@ class HttpAdapter(WsgiToAsgi):  # type: ignore[misc]  # asgiref has no types her
         await _Request(self.wsgi_application, self._pool, door)(scope, receive, send)
 
 
-class _Request(WsgiToAsgiInstance):  # type: ignore[misc]
+class _Request(WsgiToAsgiInstance):
     def __init__(self, wsgi_app: Callable[..., Any], pool: HttpPool, door: Door) -> None:
-        super().__init__(wsgi_app)
+        super().__init__(wsgi_app)  # type: ignore[no-untyped-call]
         self._pool = pool
         self._pipe = Pipe(door)
 
@@ -59,7 +59,7 @@ class _Request(WsgiToAsgiInstance):  # type: ignore[misc]
                     break
             body.seek(0)
             environ = self.build_environ(scope, body)
-            run = partial(contextvars.copy_context().run, self.run_wsgi_app, environ)
+            run = partial(contextvars.copy_context().run, self._call_wsgi_app, environ)
             try:
                 submitted = self._pool.submit(run)
             except RuntimeError:  # the system has no thread left
@@ -84,7 +84,7 @@ class _Request(WsgiToAsgiInstance):  # type: ignore[misc]
         finally:
             self._pipe.close()
 
-    def run_wsgi_app(self, environ: WSGIEnviron) -> None:
+    def _call_wsgi_app(self, environ: WSGIEnviron) -> None:
         """HTTP thread. Call the application and pass on its response."""
         try:
             chunks = self.wsgi_application(environ, self.start_response)

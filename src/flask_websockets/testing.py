@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 from weakref import WeakKeyDictionary
 
 import anyio
@@ -22,7 +22,6 @@ from flask import Flask
 from flask import json as flask_json
 from flask.testing import EnvironBuilder, FlaskClient
 from werkzeug.datastructures import Headers
-from werkzeug.test import TestResponse
 from werkzeug.wrappers import Request
 
 from .asgi import UPGRADE
@@ -217,8 +216,8 @@ class ClientConnection:
         self._leave(1000)
         self._raise_errors()
         status = str(message.get("status", 403))
-        response = self._client.response_wrapper([body], status, headers, request, history=())
-        raise ConnectionRejected(cast(TestResponse, response))
+        response = self._client.response_wrapper([body], status, headers, request)
+        raise ConnectionRejected(response)
 
     async def _start(self) -> None:
         """Loop. Call the application, as a server does."""

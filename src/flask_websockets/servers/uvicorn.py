@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any, cast
 
 from ..bridge import ASGIMessage, Outbound
@@ -48,8 +48,8 @@ class InlineSend:
     set, one step takes the message to the transport.
     """
 
-    def __init__(self, send: Callable[[Any], Coroutine[Any, Any, None]], protocol: Any) -> None:
-        self._send = send
+    def __init__(self, send: Callable[[Any], Awaitable[None]], protocol: Any) -> None:
+        self._send = cast(Callable[[Any], Coroutine[Any, Any, None]], send)
         self._writable: asyncio.Event = protocol.writable
         # The step runs where the writer task would have run it: with its context variables.
         self._context = contextvars.copy_context()
