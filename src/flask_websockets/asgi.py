@@ -14,6 +14,7 @@ from .config import Config
 from .connection import Connection, Receive, Send, Upgrade, WSGIApp
 from .counters import Counters, Stats
 from .environ import Scope, WSGIEnviron, build_environ
+from .errors import UsageError
 from .http import HttpAdapter
 from .protocol import refusal_messages, unavailable
 from .servers import uvicorn
@@ -153,7 +154,11 @@ class Application:
         while True:
             message = await receive()
             if message["type"] == "lifespan.startup":
-                self._restart(self._config)
+                try:
+                    self._restart(self._config)
+                except UsageError as error:
+                    await send({"type": "lifespan.startup.failed", "message": str(error)})
+                    return
                 await send({"type": "lifespan.startup.complete"})
             elif message["type"] == "lifespan.shutdown":
                 self._stop()

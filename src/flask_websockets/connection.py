@@ -92,8 +92,11 @@ class Connection:
         link = self.link
 
         def run_and_report() -> None:
-            error = run()
-            link.report(ended, (self, error))
+            error: BaseException | None = None
+            try:
+                error = run()
+            finally:
+                link.report(ended, (self, error))
 
         start_view_thread(run_and_report, f"flask-websockets-view {self._scope['path']}")
         self._view_started = True

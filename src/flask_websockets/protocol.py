@@ -149,8 +149,18 @@ def validate_headers(headers: Headers) -> list[tuple[str, str]]:
 
 
 def encode_headers(pairs: Pairs) -> list[tuple[bytes, bytes]]:
-    """Headers as ASGI wants them: lower case names, Latin-1 bytes."""
-    return [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in pairs]
+    """Headers as ASGI wants them: lower case names, Latin-1 bytes.
+
+    What Latin-1 cannot carry goes out as UTF-8, as browsers read it.
+    """
+    return [(name.lower().encode("latin-1"), _header_bytes(value)) for name, value in pairs]
+
+
+def _header_bytes(value: str) -> bytes:
+    try:
+        return value.encode("latin-1")
+    except UnicodeEncodeError:
+        return value.encode()
 
 
 #: Seconds after which a client that was refused for want of room may try again.

@@ -72,19 +72,16 @@ def _answer_for_the_view(
     if link.state is not State.CONNECTING:
         return
     code = int(status.split(" ", 1)[0])
-    if error is None and code < 300:
-        logger.error(
-            "The handshake was answered with %s, which is no refusal; expected a status of 3xx to "
-            "5xx, or None to accept. The client got 500.",
-            status,
-        )
-        error = ValueError(status)
     try:
+        if error is None and code >= 300:
+            return link.refuse(code, list(headers), body)
         if error is None:
-            link.refuse(code, list(headers), body)
-        else:
-            text = b"Internal Server Error\n"
-            link.refuse(500, [("Content-Type", "text/plain; charset=utf-8")], text)
+            logger.error(
+                "The handshake was answered with %s, which is no refusal; expected a status of "
+                "3xx to 5xx, or None to accept. The client got 500",
+                status,
+            )
+        link.refuse(500, [("Content-Type", "text/plain")], b"Internal Server Error\n")
     except ConnectionClosed:
         pass  # the client left, or the handshake timed out, while Flask was answering
 

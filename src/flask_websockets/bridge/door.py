@@ -74,7 +74,12 @@ class Door:
 
     @property
     def shut(self) -> bool:
-        """Any thread. Whether the loop has stopped answering."""
+        """Any thread. Whether the loop has stopped answering, in order or not."""
+        if not self._shut:
+            try:
+                self._ring()
+            except RuntimeError:
+                self._shut = True
         return self._shut
 
     def post(self, command: Callable[[T], object], argument: T) -> None:

@@ -79,6 +79,7 @@ class Link:
         self._inbound, self._inbox = anyio.create_memory_object_stream[str | bytes](
             config.inbox_messages
         )  # loop only
+        self._inbox_ended = False  # loop only: the end has been handed over
         self._waiting = False  # loop only: the thread asked and got nothing yet
         self._inbox_messages = self._inbox_bytes = 0  # loop only: in the stream
         self._handed_messages = self._handed_bytes = 0  # loop only: in the thread's batch
@@ -352,7 +353,7 @@ class Link:
         self._handed_messages = self._handed_bytes = 0
         if self._inbox_messages:
             self.hand_over_all()
-        else:
+        elif not self._inbox_ended:
             self._waiting = True
         if self._room is not None:
             self._room.set()
@@ -373,6 +374,8 @@ class Link:
 
     def deliver(self, data: str | bytes) -> bool:
         """Loop. Give a received message to the view; False if the inbox is full (I6)."""
+        if self._inbox_ended:
+            return True  # our side said goodbye: the peer's messages go nowhere
         size = message_bytes(data)
         if self._waiting:
             self._waiting = False
@@ -497,7 +500,8 @@ class Link:
 
     def _end_inbox(self) -> None:
         # The end is handed over whether the thread waits or not: after it no loop is needed.
-        if self._inbound.statistics().open_send_streams:
+        if not self._inbox_ended:
+            self._inbox_ended = True
             self.hand_over_all(end=True)
             self._inbound.close()
             self._inbox.close()

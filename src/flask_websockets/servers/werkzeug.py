@@ -12,7 +12,8 @@ from __future__ import annotations
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from io import BytesIO
 from typing import Any
 
 import uvicorn
@@ -54,12 +55,11 @@ class DevelopmentServer:
         if isinstance(connection, ssl.SSLSocket) or environ.get("wsgi.multiprocess"):
             return _unsupported(start_response)
         head = _request_head(environ)
-        live, rest = _take_over(connection, environ)
-        upgrade = Upgrade(app=self._wsgi_app, environ=environ)
-        self._get_front().adopt(live, head + rest, upgrade)
-        # Goes to the dummy socket, and to the log.
-        start_response("101 Switching Protocols", [])
-        return []
+        front = self._get_front()
+        live, rest, other_end = _take_over(connection, environ)
+        front.adopt(live, head + rest, Upgrade(app=self._wsgi_app, environ=environ))
+        start_response("101 Switching Protocols", [])  # for the log; it is written to the dummy
+        return _Nothing(other_end)
 
     def _get_front(self) -> _Front:
         # Lazily, in the process that serves: the reloader's parent needs no loop.
@@ -108,13 +108,30 @@ def _is_handshake(environ: WSGIEnviron) -> bool:
     )
 
 
-def _take_over(connection: socket.socket, environ: WSGIEnviron) -> tuple[socket.socket, bytes]:
+class _Nothing:
+    """A response without a body, that keeps the dummy's other end open until it is out."""
+
+    def __init__(self, other_end: socket.socket) -> None:
+        self._other_end = other_end
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(())
+
+    def close(self) -> None:
+        self._other_end.close()
+
+
+def _take_over(
+    connection: socket.socket, environ: WSGIEnviron
+) -> tuple[socket.socket, bytes, socket.socket]:
     """Take the connection out of Werkzeug's hands; leave it a dummy to write to and to close.
 
-    :returns: the connection, and what was read from it beyond the request head.
+    :returns: the connection, what was read from it beyond the request head, and the dummy's
+        other end.
     """
     connection.setblocking(False)
-    rest: bytes = environ["wsgi.input"].peek() if hasattr(environ["wsgi.input"], "peek") else b""
+    body, environ["wsgi.input"] = environ["wsgi.input"], BytesIO()
+    rest: bytes = body.peek() if hasattr(body, "peek") else b""
     live = socket.socket(fileno=connection.detach())
     dummy, other_end = socket.socketpair()
     # Its handler holds this very object, in its reader and writer too.
@@ -122,8 +139,7 @@ def _take_over(connection: socket.socket, environ: WSGIEnviron) -> tuple[socket.
     # Werkzeug drains its input when the response is out: let it find the end at once. What it
     # writes is a status line and a few headers, which fit into the buffer of a socket pair.
     other_end.shutdown(socket.SHUT_WR)
-    environ["flask_websockets.dummy"] = other_end  # open as long as somebody may write to it
-    return live, rest
+    return live, rest, other_end
 
 
 def _request_head(environ: WSGIEnviron) -> bytes:

@@ -1,0 +1,41 @@
+"""An application, its extension, and a client that speaks WebSocket to it in process."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+from flask import Flask
+
+from flask_websockets import WebSockets
+from flask_websockets.testing import WebSocketClient
+
+
+@pytest.fixture
+def app() -> Flask:
+    app = Flask("tests")
+    app.secret_key = "not a secret"
+    app.config.update(WEBSOCKETS_CLOSE_TIMEOUT=2, WEBSOCKETS_SEND_TIMEOUT=5)
+    return app
+
+
+@pytest.fixture
+def websockets(app: Flask) -> WebSockets:
+    return WebSockets(app)
+
+
+@pytest.fixture
+def client(websockets: WebSockets) -> WebSocketClient:
+    return websockets.test_client()
+
+
+@pytest.fixture(autouse=True)
+def no_thread_left() -> Iterator[None]:
+    """No view and no loop outlives its test (I9)."""
+    before = set(threading.enumerate())
+    yield
+    for thread in set(threading.enumerate()) - before:
+        if thread.name.startswith("flask-websockets") and "http" not in thread.name:
+            thread.join(5)
+            assert not thread.is_alive(), f"{thread.name} is still running"
