@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -46,6 +46,7 @@ class Runtime:
         self.view_threads = 0
         self._admitted = 0
         self._orphans = 0  # view threads whose connection is over
+        self._emptied = anyio.Event()
         self._watch = uvicorn.Watch(config.close_timeout, self._count_abort)
 
     def admit(self, config: Config) -> bool:
@@ -71,6 +72,8 @@ class Runtime:
             self.hub.forget(connection.link)
             self.connections.discard(connection)
             self._orphans += connection.view_running
+            if not self.connections:
+                self._emptied.set()
 
     def view_started(self) -> None:
         """A view's thread was started."""
@@ -96,10 +99,13 @@ class Runtime:
             **counted,
         )
 
-    def stop(self) -> None:
-        """End every connection and close the door. What comes later raises NotRunning."""
+    async def stop(self) -> None:
+        """End every connection, give their views their time, and close the door."""
         for connection in tuple(self.connections):
             connection.link.lose(1012, "the server stops")
+        while self.connections:  # each bounds the wait for its own view (I9)
+            self._emptied = anyio.Event()
+            await self._emptied.wait()
         self._watch.close()
         self.door.close()
 
@@ -124,7 +130,7 @@ class Application:
         *,
         runtime: Callable[[Config], Runtime],
         restart: Callable[[Config], Runtime],
-        stop: Callable[[], None],
+        stop: Callable[[], Awaitable[None]],
         answer: Answer,
     ) -> None:
         self._wsgi_app = wsgi_app
@@ -161,7 +167,7 @@ class Application:
                     return
                 await send({"type": "lifespan.startup.complete"})
             elif message["type"] == "lifespan.shutdown":
-                self._stop()
+                await self._stop()
                 await send({"type": "lifespan.shutdown.complete"})
                 return
 

@@ -233,7 +233,7 @@ class WebSockets:
         runtime = self._running()
         if runtime is None:
             return
-        if threading.get_ident() == runtime.door.thread:
+        if threading.get_ident() == runtime.door.thread and not runtime.door.shut:
             raise WrongThread(
                 "publish was called on the event loop's own thread, where it might wait for "
                 "itself. In async code: await websockets.apublish(...). In a signal handler: "
@@ -322,9 +322,9 @@ class WebSockets:
 
     # -- within the package -----------------------------------------------------------------------
 
-    def stop_testing(self) -> None:
+    async def stop_testing(self) -> None:
         """Loop. For the test client: its last connection is gone, and another may follow."""
-        self._stop(restartable=True)
+        await self._stop(restartable=True)
 
     def _only_app(self) -> Flask:
         if len(self._apps) != 1:
@@ -337,7 +337,7 @@ class WebSockets:
     def _runtime_here(self, config: Config) -> Runtime:
         """Loop. The running loop's runtime; started if no server said that it has come up."""
         runtime = self._runtime
-        if runtime is not None and runtime.door.thread == threading.get_ident():
+        if runtime is not None and runtime.door.leads_here:
             return runtime
         return self._start_runtime(config)
 
@@ -349,7 +349,7 @@ class WebSockets:
         with self._starting:
             runtime = self._runtime
             if runtime is not None and not runtime.door.shut:
-                if runtime.door.thread == threading.get_ident():
+                if runtime.door.leads_here:
                     return runtime
                 raise UsageError(
                     "This WebSockets object is being served by another event loop of this "
@@ -360,14 +360,14 @@ class WebSockets:
             self._stopped = None
             return self._runtime
 
-    def _stop(self, *, restartable: bool = False) -> None:
+    async def _stop(self, *, restartable: bool = False) -> None:
         """Loop. The server goes down; *restartable* where publish should not mind."""
         runtime = self._runtime
         if runtime is not None:
-            runtime.stop()
-            self._runtime = None
             if not restartable:
                 self._stopped = "The server has stopped; nothing can be published any more."
+            await runtime.stop()
+            self._runtime = None
 
     def _forked(self) -> None:
         """The child of a fork. Its parent's loop takes callbacks here, and never runs them."""

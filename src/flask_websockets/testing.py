@@ -380,7 +380,7 @@ class _Server:
         task.add_done_callback(self._tasks.discard)
 
     async def _stop(self) -> None:
-        self._websockets.stop_testing()
+        await self._websockets.stop_testing()
 
 
 def make_client(websockets: WebSockets, app: Flask, options: Mapping[str, Any]) -> WebSocketClient:

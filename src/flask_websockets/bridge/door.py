@@ -44,7 +44,7 @@ class Door:
     """
 
     def __init__(self, max_publishes: int) -> None:
-        token = anyio.lowlevel.current_token().native_token
+        self._token = token = anyio.lowlevel.current_token().native_token
         self._ring: Callable[[], object]  # set once, before any thread knows the door
         self._at_turn_end: Callable[..., object] | None  # set once
         if isinstance(token, asyncio.AbstractEventLoop):
@@ -126,6 +126,11 @@ class Door:
                 )
 
     # -- loop only ----------------------------------------------------------------------------
+
+    @property
+    def leads_here(self) -> bool:
+        """Loop. Whether the running loop is the one that this door leads to."""
+        return anyio.lowlevel.current_token().native_token is self._token
 
     def hand_over(self, queue: SimpleQueue[T], item: T) -> None:
         """Loop. Give *item* to the thread that waits on *queue*, at the end of this turn.

@@ -1,0 +1,415 @@
+"""The link: two memory streams on the loop between a view's thread and its socket."""
+
+from __future__ import annotations
+
+import gc
+import threading
+
+import anyio
+import pytest
+
+from flask_websockets import ConnectionClosed, WebSockets
+from flask_websockets.bridge import Door, Link
+from flask_websockets.config import Config
+
+from .asgi_driver import TIMEOUT, connection, wait_until
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def run(request):
+    """Run a coroutine function on a loop, at most four times TIMEOUT seconds."""
+
+    def run(main):
+        async def bounded():
+            with anyio.fail_after(4 * TIMEOUT):
+                return await main()
+
+        return anyio.run(bounded, backend=request.param)
+
+    return run
+
+
+class Served:
+    """An application with one view that waits for permission to go on."""
+
+    def __init__(self, app, **settings):
+        app.config.update(settings)
+        self.websockets = WebSockets(app)
+        self.go = threading.Event()
+        self.ws = None
+        self.log = []
+        self.asgi = self.websockets.asgi_app(app)
+
+    def wait(self):
+        assert self.go.wait(TIMEOUT)
+
+    def used(self, direction):
+        return self.ws.link.statistics()[direction].current_buffer_used
+
+    async def __call__(self, scope, receive, send):
+        await self.asgi(scope, receive, send)
+
+
+def test_i2_unreceived_messages_lie_in_the_inbound_stream(run, app):
+    """What the view has not received lies in the inbound stream, and drains in order."""
+    served = Served(app, WEBSOCKETS_INBOX_MESSAGES=10, WEBSOCKETS_INBOX_TIMEOUT=TIMEOUT)
+
+    @served.websockets.route("/ws")
+    def view(ws):
+        served.ws = ws
+        ws.accept()
+        served.wait()
+        served.log.extend(ws.iter_data())
+
+    async def main():
+        async with connection(served, "/ws") as peer:
+            assert await peer.get_status() == 101
+            for number in range(6):
+                peer.send(str(number))
+            await wait_until(lambda: served.used("inbound") == 6)
+            for number in range(6, 30):
+                peer.send(str(number))
+            # At the bound the reader pauses: it holds one message that found no room.
+            await wait_until(lambda: served.used("inbound") == 10)
+            assert served.ws.link.statistics()["inbound"].max_buffer_size == 10
+            reads = peer.reads
+            assert reads == 1 + 11
+            served.go.set()
+
+    run(main)
+    assert served.log == [str(number) for number in range(30)]
+
+
+def test_i6_what_the_server_does_not_take_lies_in_the_outbound_stream(run, app):
+    """With a peer that does not read the outbound stream fills to its bound; the view waits."""
+    served = Served(app, WEBSOCKETS_OUTBOX_MESSAGES=20, WEBSOCKETS_SEND_TIMEOUT=TIMEOUT)
+
+    @served.websockets.route("/ws")
+    def view(ws):
+        served.ws = ws
+        for number in range(100):
+            ws.send(str(number))
+            served.log.append(number)
+
+    async def main():
+        async with connection(served, "/ws", socket_messages=1) as peer:
+            await wait_until(lambda: served.ws and len(served.ws.link._blocked) == 1)
+            # 20 are not taken: the writer holds one of them, the accept has filled the socket.
+            await wait_until(lambda: served.used("outbound") == 19)
+            assert len(served.log) == 20
+            assert await peer.get_status() == 101
+            for number in range(100):
+                assert (await peer.get())["text"] == str(number)
+                assert served.used("outbound") <= 20
+            assert (await peer.get())["code"] == 1000
+
+    run(main)
+    assert served.log == list(range(100))
+
+
+def test_i6_the_outbox_is_bounded_in_bytes(run, app):
+    """The bound in bytes holds too; one larger message passes when the outbox is empty."""
+    served = Served(app, WEBSOCKETS_OUTBOX_BYTES=1000, WEBSOCKETS_SEND_TIMEOUT=TIMEOUT)
+    sizes = [400, 400, 400, 5000, 10, 400, 400, 400]
+
+    @served.websockets.route("/ws")
+    def view(ws):
+        served.ws = ws
+        for size in sizes:
+            ws.send("x" * size)
+            served.log.append(size)
+
+    async def main():
+        async with connection(served, "/ws", socket_messages=1) as peer:
+            await wait_until(lambda: served.ws and len(served.ws.link._blocked) == 1)
+            assert served.log == [400, 400]
+            assert await peer.get_status() == 101
+            for size in sizes:
+                assert len((await peer.get())["text"]) == size
+                assert served.ws.link._outbox_bytes <= 5000
+
+    run(main)
+    assert served.log == sizes
+
+
+def test_i6_the_inbox_is_bounded_in_bytes(run, app):
+    """The bound in bytes pauses the reader; one larger message passes when it is empty."""
+    served = Served(app, WEBSOCKETS_INBOX_BYTES=1000, WEBSOCKETS_INBOX_TIMEOUT=TIMEOUT)
+
+    @served.websockets.route("/ws")
+    def view(ws):
+        served.ws = ws
+        ws.accept()
+        served.wait()
+        served.log.extend(len(data) for data in ws.iter_data())
+
+    async def main():
+        async with connection(served, "/ws") as peer:
+            assert await peer.get_status() == 101
+            sizes = [3000, 400, 400, 400, 400, 2000, 1]
+            for size in sizes:
+                peer.send("x" * size)
+            await wait_until(lambda: peer.reads == 3)
+            assert served.used("inbound") == 1
+            served.go.set()
+            await wait_until(lambda: served.log == sizes)
+
+    run(main)
+
+
+def test_what_the_view_took_but_did_not_use_counts_for_the_inbox(run, app):
+    """A batch that the thread works on is not taken yet: the reader waits for the thread."""
+    served = Served(app, WEBSOCKETS_INBOX_MESSAGES=5, WEBSOCKETS_INBOX_TIMEOUT=TIMEOUT)
+
+    @served.websockets.route("/ws")
+    def view(ws):
+        served.ws = ws
+        ws.send("ready")
+        served.wait()
+        served.go.clear()
+        served.log.append(ws.receive())  # takes the whole batch
+        served.wait()
+        served.log.extend(ws.iter_data())
+
+    async def main():
+        async with connection(served, "/ws") as peer:
+            assert await peer.get_status() == 101
+            await peer.get()
+            for number in range(20):
+                peer.send(number * "x" + "!")
+            await wait_until(lambda: served.used("inbound") == 5)
+            served.go.set()
+            await wait_until(lambda: served.log)
+            reads = peer.reads
+            for _ in range(20):
+                await anyio.lowlevel.checkpoint()
+            assert peer.reads == reads == 7
+            served.go.set()
+            await wait_until(lambda: len(served.log) == 20)
+
+    run(main)
+    assert [len(data) for data in served.log] == list(range(1, 21))
+
+
+@pytest.mark.parametrize(
+    ("policy", "code"), [("pause", 1013), ("close", 1013), ("drop_newest", None)]
+)
+def test_i10_a_full_inbox(run, app, caplog, policy, code):
+    """pause closes 1013 after its timeout, close at once, drop_newest goes on and counts."""
+    served = Served(
+        app,
+        WEBSOCKETS_INBOX_MESSAGES=3,
+        WEBSOCKETS_INBOX_TIMEOUT=0.05,
+        WEBSOCKETS_INBOX_FULL=policy,
+    )
+
+    @served.websockets.route("/ws")
+    def view(ws):
+        served.ws = ws
+        ws.accept()
+        served.wait()
+        served.log.extend(ws.iter_data())
+        served.log.append(ws.close_code)
+
+    async def main():
+        async with connection(served, "/ws") as peer:
+            assert await peer.get_status() == 101
+            for number in range(5):
+                peer.send(str(number))
+            if code is None:
+                await wait_until(lambda: served.websockets.stats().inbox_dropped == 2)
+                served.go.set()
+                return
+            message = await peer.get()
+            assert (message["type"], message["code"]) == ("websocket.close", code)
+            assert served.websockets.stats().inbox_closed == 1
+            served.go.set()
+
+    run(main)
+    assert served.log == ["0", "1", "2", code or 1000]
+    assert ("/ws did not take what it received" in caplog.text) == (code is not None)
+
+
+def test_i10_a_view_that_sends_only_does_not_keep_the_bridge_from_reading(run, app):
+    """The disconnect is noticed while the view does not receive."""
+    served = Served(app)
+
+    @served.websockets.route("/ws")
+    def view(ws):
+        with pytest.raises(ConnectionClosed) as caught:
+            while True:
+                ws.send("tick")
+                served.go.wait(0.001)
+        served.log.append(caught.value.code)
+
+    async def main():
+        async with connection(served, "/ws", socket_messages=float("inf")) as peer:
+            assert await peer.get_status() == 101
+            await peer.get()
+            peer.leave(4001)
+            await wait_until(lambda: served.log == [4001])
+
+    run(main)
+
+
+def test_i11_no_send_waits_for_ever(run, app):
+    """A peer that takes nothing is given up after the send timeout, and the view unblocked."""
+    served = Served(app, WEBSOCKETS_OUTBOX_MESSAGES=5, WEBSOCKETS_SEND_TIMEOUT=0.2)
+
+    @served.websockets.route("/ws")
+    def view(ws):
+        ws.accept()
+        with pytest.raises(ConnectionClosed) as caught:
+            for number in range(1000):
+                ws.send(str(number))
+        served.log.append((caught.value.code, ws.closed))
+        with pytest.raises(ConnectionClosed):
+            ws.receive(TIMEOUT)
+
+    async def main():
+        async with connection(served, "/ws", socket_messages=1) as peer:
+            with anyio.fail_after(2):
+                await peer.returned.wait()
+            assert served.websockets.stats().connections == 0
+
+    run(main)
+    assert served.log[0][0] == 1006
+
+
+def test_i11_a_blocked_writer_is_given_up_while_the_view_only_receives(run, app):
+    """The deadline is the writer's: a view that waits for a message is unblocked as well."""
+    served = Served(app, WEBSOCKETS_SEND_TIMEOUT=0.2)
+
+    @served.websockets.route("/ws")
+    def view(ws):
+        ws.send("1")
+        ws.send("2")
+        with pytest.raises(ConnectionClosed) as caught:
+            ws.receive(TIMEOUT)
+        served.log.append(caught.value.code)
+
+    async def main():
+        async with connection(served, "/ws", socket_messages=1) as peer:
+            with anyio.fail_after(2):
+                await peer.returned.wait()
+            assert served.websockets.stats().send_timeouts == 1
+
+    run(main)
+    assert served.log == [1006]
+
+
+def test_a_failing_send_ends_the_connection(run, app):
+    """Whatever the server raises for a peer that is gone, the view gets ConnectionClosed."""
+    served = Served(app)
+
+    @served.websockets.route("/ws")
+    def view(ws):
+        ws.send("x")
+        with pytest.raises(ConnectionClosed) as caught:
+            ws.receive(TIMEOUT)
+        served.log.append(caught.value.code)
+
+    async def main():
+        async def broken(scope, receive, send):
+            async def send_once(message):
+                if message["type"] == "websocket.send":
+                    raise OSError("gone")
+                await send(message)
+
+            await served(scope, receive, send_once)
+
+        async with connection(broken, "/ws") as peer:
+            assert await peer.get_status() == 101
+            with anyio.fail_after(TIMEOUT):
+                await peer.returned.wait()
+
+    run(main)
+    assert served.log == [1006]
+
+
+def test_i4_one_task_receives_and_one_sends(run, app):
+    """ASGI receive and send are each called by one task only, and not after the disconnect."""
+    served = Served(app)
+    tasks = {"receive": set(), "send": set()}
+    after = []
+
+    @served.websockets.route("/ws")
+    def view(ws):
+        with served.websockets.subscribe(ws, "a"):
+            for data in ws.iter_data():
+                ws.send(data)
+                served.websockets.publish(data, "a")
+
+    async def main():
+        async def watched(scope, receive, send):
+            left = False
+
+            async def watched_receive():
+                nonlocal left
+                if left:
+                    after.append(1)
+                tasks["receive"].add(anyio.get_current_task().id)
+                message = await receive()
+                left = message["type"] == "websocket.disconnect"
+                return message
+
+            async def watched_send(message):
+                tasks["send"].add(anyio.get_current_task().id)
+                await send(message)
+
+            await served(scope, watched_receive, watched_send)
+
+        async with connection(watched, "/ws") as peer:
+            assert await peer.get_status() == 101
+            for number in range(100):
+                peer.send(str(number))
+            for _ in range(200):
+                await peer.get()
+            peer.leave()
+            with anyio.fail_after(TIMEOUT):
+                await peer.returned.wait()
+
+    run(main)
+    # The first receive, for websocket.connect, is the connection's own.
+    assert len(tasks["receive"]) == 2
+    assert len(tasks["send"]) == 1
+    assert not after
+
+
+def test_i5_cancelling_the_connections_task_unblocks_the_view(run, app):
+    """When the server cancels the connection its view gets ConnectionClosed, not silence."""
+    served = Served(app)
+
+    @served.websockets.route("/ws")
+    def view(ws):
+        ws.accept()
+        with pytest.raises(ConnectionClosed):
+            ws.receive(TIMEOUT)
+        served.log.append("closed")
+
+    async def main():
+        async with connection(served, "/ws") as peer:
+            assert await peer.get_status() == 101
+            peer.cancel()
+            await wait_until(lambda: served.log == ["closed"])
+            assert peer.returned.is_set()
+
+    run(main)
+
+
+def test_a_link_left_open_warns(run):
+    """A link that nobody ended is a ResourceWarning, and so a failing test."""
+
+    async def main():
+        link = Link(Door(1), Config())
+        with pytest.warns(ResourceWarning, match="Unclosed <MemoryObject"):
+            del link
+            gc.collect()
+        link = Link(Door(1), Config())
+        link.lose(1006)
+        link.lose(1000)  # idempotent, and the first reason stays
+        assert link.code == 1006
+        del link
+        gc.collect()
+
+    run(main)
