@@ -1,0 +1,95 @@
+"""The two servers that are compared, and how they are started."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from flask import Flask
+
+from flask_websockets import WebSocket, WebSockets
+
+#: What the extra ``fast`` gives (named, so that a missing part is an error), and what the five
+#: dependencies give.
+IMPLEMENTATIONS = {
+    "auto": ["--ws", "websockets-sansio", "--http", "httptools", "--loop", "uvloop"],
+    "wsproto": ["--ws", "wsproto", "--http", "h11", "--loop", "asyncio"],
+}
+
+app = Flask(__name__)
+websockets = WebSockets(app)
+
+
+@websockets.route("/echo")
+def echo(ws: WebSocket) -> None:
+    ws.send("ready")
+    for data in ws.iter_data():
+        ws.send(data)
+
+
+@websockets.route("/fan-out")
+def fan_out(ws: WebSocket) -> None:
+    with websockets.subscribe(ws, "everyone"):
+        ws.send("ready")  # the client's handshake may end before the subscription stands
+        for data in ws.iter_data():
+            websockets.publish(data, "everyone")
+
+
+ours = websockets.asgi_app()
+
+subscribers: list[Any] = []
+
+
+async def raw(scope: Any, receive: Any, send: Any) -> None:
+    """Give the same answers with no framework, no thread and no bound."""
+    if scope["type"] != "websocket":
+        return
+    await receive()
+    await send({"type": "websocket.accept"})
+    recipients = subscribers if scope["path"] == "/fan-out" else []
+    recipients.append(send)
+    await send({"type": "websocket.send", "text": "ready"})
+    while (event := await receive())["type"] == "websocket.receive":
+        message = {"type": "websocket.send", "text": event["text"]}
+        for each in list(recipients):
+            await each(message)
+    recipients.remove(send)
+
+
+@contextmanager
+def serve(target: str, ws: str, core: int | None = None) -> Iterator[int]:
+    """Serve *target* (``module:app``) with uvicorn on a free port, which is yielded."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    command = [sys.executable, "-m", "uvicorn", target, "--host", "127.0.0.1"]
+    command += ["--port", str(port), "--log-level", "warning"]
+    command += ["--ws-per-message-deflate", "false", *IMPLEMENTATIONS[ws]]
+    process = subprocess.Popen(command, cwd=Path(__file__).parent.parent)
+    try:
+        if core is not None:
+            os.sched_setaffinity(process.pid, {core})  # at once: threads inherit it
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:
+            try:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                break
+            except OSError:
+                time.sleep(0.05)
+        else:
+            raise RuntimeError(f"The server of {target} did not start.")
+        yield port
+    finally:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
