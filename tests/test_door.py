@@ -181,7 +181,8 @@ def test_a_closed_door(run):
         with pytest.raises(NotRunning):
             door.post(seen.append, 2)
         with pytest.raises(NotRunning):
-            door.publish(seen.append, 2, timeout=1)
+            door.take_slot(timeout=1)
+            door.post_in_slot(seen.append, 2)
         await anyio.sleep(0)
         assert seen == [1]
 
@@ -207,12 +208,16 @@ def test_i6_pending_publishes_are_bounded(run):
         door = Door(2)
         seen, errors = [], []
 
+        def publish(number, timeout):
+            door.take_slot(timeout)
+            door.post_in_slot(seen.append, number)
+
         def publish_too_many():
-            door.publish(seen.append, 1, timeout=0.05)
-            door.publish(seen.append, 2, timeout=0.05)
+            publish(1, 0.05)
+            publish(2, 0.05)
             started = time.monotonic()
             try:
-                door.publish(seen.append, 3, timeout=0.05)
+                publish(3, 0.05)
             except TimeoutError as error:
                 errors.append((str(error), time.monotonic() - started))
 
@@ -223,7 +228,7 @@ def test_i6_pending_publishes_are_bounded(run):
         assert 0.05 <= errors[0][1] < 2
         await wait_until(lambda: seen == [1, 2])
 
-        waiting = in_thread(lambda: [door.publish(seen.append, n, TIMEOUT) for n in range(3, 50)])
+        waiting = in_thread(lambda: [publish(n, TIMEOUT) for n in range(3, 50)])
         await wait_until(lambda: len(seen) == 49)
         waiting.join(TIMEOUT)
         assert seen == list(range(1, 50))
@@ -237,17 +242,17 @@ def test_closing_the_door_frees_waiting_publishers(run):
     async def main():
         door = Door(1)
         errors = []
-        door.publish(lambda _: None, None, timeout=1)
+        door.take_slot(timeout=1)
 
         def publish():
             try:
-                door.publish(lambda _: None, None, timeout=TIMEOUT)
+                door.take_slot(timeout=TIMEOUT)
             except NotRunning as error:
                 errors.append(error)
 
         thread = in_thread(publish)
         deadline = time.monotonic() + TIMEOUT
-        while not door._publishers:  # the loop must not look meanwhile, so no await here
+        while not door._waiting:  # the loop must not look meanwhile, so no await here
             assert time.monotonic() < deadline
         door.close()
         thread.join(TIMEOUT)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Self
 
+from .environ import parse_origin
 from .errors import ConfigurationError
 
 PREFIX = "WEBSOCKETS_"
@@ -52,7 +53,7 @@ class Config:
     close_timeout: float = 10.0
     #: Channels one connection may be subscribed to; above it ``subscribe`` raises.
     max_channels_per_connection: int = 1_000
-    #: Publishes that the loop has not taken; above it ``publish`` waits, then raises.
+    #: Publishes and subscribes that the loop has not taken; above it both wait, then raise.
     max_pending_publishes: int = 10_000
     #: Origins allowed beside the application's own.
     allowed_origins: tuple[str, ...] = ()
@@ -121,8 +122,8 @@ def validate_origins(key: str, origins: tuple[Any, ...]) -> tuple[str, ...]:
     :raises ConfigurationError: for what is not ``*``, ``null`` or ``scheme://host[:port]``.
     """
     for origin in origins:
-        if not isinstance(origin, str) or not (
-            origin in ("*", "null") or ("://" in origin and not origin.endswith("/"))
+        if not isinstance(origin, str) or (
+            origin not in ("*", "null") and parse_origin(origin) is None
         ):
             raise ConfigurationError(
                 f'{key}: an origin is "https://app.example.com", "https://*.example.com" or "*", '

@@ -135,6 +135,7 @@ class Connection:
                 with anyio.move_on_after(link.patience):
                     await link.over.wait()
                 if not link.over.is_set():
+                    self._counters.send_timeouts += link.timed_out
                     self._cut()
                 tasks.cancel_scope.cancel()
         finally:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, MutableMapping
 from io import BytesIO
 from typing import Any
-from urllib.parse import urlsplit
 
 WSGIEnviron = dict[str, Any]
 #: ASGI scopes and messages are dicts of whatever the specification says.
@@ -27,7 +27,7 @@ def build_environ(scope: Scope, body: Any = None) -> WSGIEnviron:
 
     :param body: the readable ``wsgi.input``; empty if None.
     """
-    root_path = scope.get("root_path", "")
+    root_path = scope.get("root_path", "").rstrip("/")
     path = scope["path"]
     if root_path and (path == root_path or path.startswith(root_path + "/")):
         path = path[len(root_path) :]
@@ -92,30 +92,46 @@ def origin_allowed(origin: str | None, host: str, allowed: Iterable[str]) -> boo
 
     :param origin: the Origin header; None when the client sent none, and is no browser.
     :param host: host and port as the application sees itself, ``request.host``.
-    :param allowed: more origins, in lower case: ``https://app.example.com``,
-        ``https://*.example.com`` (subdomains of any depth), ``null`` or ``*``.
+    :param allowed: more origins: ``https://app.example.com``, ``https://*.example.com``
+        (subdomains of any depth), ``null`` or ``*``.
     """
     if origin is None:
         return True
-    origin = origin.lower()
+    parsed = parse_origin(origin)
     for pattern in allowed:
-        if pattern in ("*", origin):
+        if pattern == "*" or pattern.lower() == origin.lower():
             return True
-        scheme, separator, suffix = pattern.partition("://*.")
-        if separator and origin.startswith(scheme + "://") and origin.endswith("." + suffix):
+        if parsed is not None and _matches(parsed, parse_origin(pattern)):
             return True
     # Only hosts are compared: behind TLS termination the application believes in http.
-    return (own := _host_and_port(origin)) is not None and own == _host_and_port(
-        f"{urlsplit(origin).scheme}://{host.lower()}"
+    return (
+        parsed is not None
+        and parsed[0] in ("http", "https")
+        and parse_origin(f"{parsed[0]}://{host}") == parsed
     )
 
 
-def _host_and_port(url: str) -> tuple[str, int | None] | None:
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
+#: Scheme, host and port, the scheme's default port filled in.
+Origin = tuple[str, str, int | None]
+
+_ORIGIN = re.compile(
+    r"([a-z][a-z0-9+.-]*)://((?:\*\.)?[^\s/?#@:*]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?"
+)
+
+
+def parse_origin(text: str) -> Origin | None:
+    """The parts of an origin, or of a pattern with ``*.`` before its host; None if it is none."""
+    match = _ORIGIN.fullmatch(text.lower())
+    if match is None:
         return None
-    if not parts.hostname:
-        return None
-    return parts.hostname, port or _DEFAULT_PORTS.get(parts.scheme)
+    scheme, host, port = match.groups()
+    return scheme, host, int(port) if port else _DEFAULT_PORTS.get(scheme)
+
+
+def _matches(origin: Origin, pattern: Origin | None) -> bool:
+    if pattern is None or (origin[0], origin[2]) != (pattern[0], pattern[2]):
+        return False
+    if pattern[1].startswith("*."):
+        subdomain = origin[1].removesuffix(pattern[1][1:])
+        return subdomain not in ("", origin[1])
+    return origin[1] == pattern[1]

@@ -56,6 +56,9 @@ class ConnectionClosed(WebSocketsError):
         self.code = code
         self.reason = reason
 
+    def __reduce__(self) -> tuple[type[ConnectionClosed], tuple[int, str]]:
+        return type(self), (self.code, self.reason)
+
 
 class ConnectionRejected(WebSocketsError):
     """The server answered the handshake with an HTTP response. Raised by the test client."""

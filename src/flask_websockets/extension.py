@@ -73,6 +73,7 @@ class WebSockets:
     def __init__(self, app: Flask | None = None) -> None:
         self._rules: list[_Rule] = []
         self._apps: list[Flask] = []
+        self._development_servers: list[DevelopmentServer] = []
         self._runtime: Runtime | None = None  # set on the loop; threads read it
         self._inherited: Runtime | None = None  # of a parent process; never used again
         self._stopped: str | None = None  # why publish raises NotRunning
@@ -99,9 +100,9 @@ class WebSockets:
         self._apps.append(app)
         for rule in self._rules:
             rule.add_to(app)
-        app.wsgi_app = DevelopmentServer(  # type: ignore[method-assign]
-            app.wsgi_app, lambda: self.asgi_app(app), config
-        )
+        server = DevelopmentServer(app.wsgi_app, lambda: self.asgi_app(app), config)
+        self._development_servers.append(server)
+        app.wsgi_app = server  # type: ignore[method-assign]
 
     def route(
         self,
@@ -239,7 +240,13 @@ class WebSockets:
                 "itself. In async code: await websockets.apublish(...). In a signal handler: "
                 "asyncio.create_task(websockets.apublish(...))."
             )
-        runtime.door.publish(runtime.hub.publish, publication, runtime.config.send_timeout)
+        try:
+            runtime.door.take_slot(runtime.config.send_timeout)
+            runtime.door.post_in_slot(runtime.hub.publish, publication)
+        except NotRunning:
+            # The test client's last connection may have closed just now: that is no stop.
+            if self._stopped is not None:
+                raise
 
     def publish_json(self, data: Any, channels: Channels, exclude: Exclude = ()) -> None:
         """Publish *data* as JSON. See :meth:`publish`."""
@@ -372,6 +379,8 @@ class WebSockets:
     def _forked(self) -> None:
         """The child of a fork. Its parent's loop takes callbacks here, and never runs them."""
         self._starting = threading.Lock()
+        for server in self._development_servers:
+            server.forget()
         if self._runtime is not None:
             self._inherited, self._runtime = self._runtime, None  # its streams are the parent's
             self._stopped = (

@@ -31,8 +31,8 @@ class WebSocket:
     """A view's end of one connection.
 
     The connection is accepted by :meth:`accept`, or by itself at the first receive, send,
-    iteration or subscribe. Once it is over, by whichever side, every verb but :meth:`close`
-    and :meth:`wait_closed` raises :exc:`ConnectionClosed`.
+    iteration or subscribe. Once it is over, by whichever side, sending and receiving raise
+    :exc:`ConnectionClosed`, and an iteration ends.
     """
 
     #: The WSGI environ of the handshake, the one that ``request`` was made from.

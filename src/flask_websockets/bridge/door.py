@@ -40,7 +40,7 @@ class Door:
 
     Must be made on the loop that it leads to.
 
-    :param max_publishes: publishes that may wait at the same time.
+    :param max_publishes: publishes and subscriptions that may wait at the same time.
     """
 
     def __init__(self, max_publishes: int) -> None:
@@ -60,9 +60,9 @@ class Door:
         self._commands: deque[tuple[Callable[[Any], object], Any]] = deque()  # threads append
         self._rung = False  # set by threads, cleared by the loop
         self._shut = False  # loop only; threads read it
-        # One token for each publish that may still be posted: pop is atomic, so is the bound.
-        self._publishes = deque([None] * max_publishes)  # threads pop, the loop appends
-        self._publishers: deque[threading.Lock] = deque()  # threads append, the loop pops
+        # One entry for each place that is free: pop is atomic, and so is the bound.
+        self._slots: deque[None] = deque([None] * max_publishes)  # popped and appended anywhere
+        self._waiting: deque[threading.Lock] = deque()  # appended and popped anywhere
         self._handovers: list[tuple[SimpleQueue[Any], Any]] = []  # loop only
 
     # -- any thread ---------------------------------------------------------------------------
@@ -98,32 +98,47 @@ class Door:
                 self._shut = True
                 raise NotRunning("The server's event loop is closed.") from error
 
-    def publish(self, command: Callable[[T], object], argument: T, timeout: float) -> None:
-        """Any thread. Post one publish; wait while too many are pending.
+    def take_slot(self, timeout: float) -> None:
+        """Any thread. Take one of the places for publishes and subscriptions; wait for one.
 
         :param timeout: seconds to wait at most.
         :raises NotRunning: if the loop has stopped.
-        :raises TimeoutError: if the loop did not catch up in time; nothing was published.
+        :raises TimeoutError: if the loop did not catch up in time.
         """
         deadline: float | None = None
         while True:
             try:
-                self._publishes.pop()
+                return self._slots.pop()
             except IndexError:
-                pass
-            else:
-                return self.post(self._answer_publish, (command, argument))
+                if self._shut:
+                    raise NotRunning("The server has stopped.") from None
             now = time.monotonic()
             deadline = now + timeout if deadline is None else deadline
             turn = threading.Lock()
             turn.acquire()
-            self._publishers.append(turn)
-            # A token may have come back before the lock stood in line: then do not wait.
-            if not self._publishes and not turn.acquire(timeout=max(0.0, deadline - now)):
+            self._waiting.append(turn)
+            # A slot may have come back before the lock stood in line: then do not wait.
+            if not self._slots and not turn.acquire(timeout=max(0.0, deadline - now)):
                 raise TimeoutError(
-                    f"The event loop did not take a publish for {timeout:g} s: "
+                    f"The event loop did not take a publish or subscribe for {timeout:g} s: "
                     "WEBSOCKETS_MAX_PENDING_PUBLISHES are waiting already."
                 )
+
+    def return_slot(self) -> None:
+        """Any thread. Give back a place; whoever waits for one looks again."""
+        self._slots.append(None)
+        while self._waiting:
+            try:
+                self._waiting.popleft().release()
+            except IndexError:
+                return  # another thread was quicker
+
+    def post_in_slot(self, command: Callable[[T], object], argument: T) -> None:
+        """Any thread. Post in a place that was taken; it is free when the loop runs the command.
+
+        :raises NotRunning: if the loop has stopped.
+        """
+        self.post(self._run_in_slot, (command, argument))
 
     # -- loop only ----------------------------------------------------------------------------
 
@@ -157,8 +172,8 @@ class Door:
         self._shut = True
         self.drain()
         self._release()
-        while self._publishers:
-            self._publishers.popleft().release()
+        while self._waiting:
+            self._waiting.popleft().release()
 
     def _answer(self) -> None:
         """Loop. A thread rang."""
@@ -177,11 +192,9 @@ class Door:
                 # One connection's trouble is not the others': they are behind in the queue.
                 logger.exception("A command failed at the door; this is a bug, please report it")
 
-    def _answer_publish(self, publish: tuple[Callable[[Any], object], Any]) -> None:
-        command, argument = publish
-        self._publishes.append(None)
-        while self._publishers:
-            self._publishers.popleft().release()
+    def _run_in_slot(self, posted: tuple[Callable[[Any], object], Any]) -> None:
+        command, argument = posted
+        self.return_slot()
         command(argument)
 
     def _release(self) -> None:

@@ -74,6 +74,7 @@ class Link:
         self._receiving = threading.Lock()
         self._batch: list[Any] = []  # guarded by _receiving: newest first, so that pop() is next
         self._asked = False  # guarded by _receiving: the loop knows that the thread waits
+        self._taken = self._taken_bytes = 0  # guarded by _receiving; the loop reads them
         self._handover: SimpleQueue[list[Any]] = SimpleQueue()  # the loop puts, the thread gets
 
         self._inbound, self._inbox = anyio.create_memory_object_stream[str | bytes](
@@ -81,9 +82,9 @@ class Link:
         )  # loop only
         self._inbox_ended = False  # loop only: the end has been handed over
         self._waiting = False  # loop only: the thread asked and got nothing yet
-        self._inbox_messages = self._inbox_bytes = 0  # loop only: in the stream
-        self._handed_messages = self._handed_bytes = 0  # loop only: in the thread's batch
-        self._room: anyio.Event | None = None  # loop only: there while the reader waits
+        self._inbox_messages = 0  # loop only: in the stream
+        self._received = self._received_bytes = 0  # loop only: all that _taken will come to
+        self._room: anyio.Event | None = None  # loop only; threads see whether the reader waits
 
         # The bound is kept by _fits, which sees what is still at the door as well; a limit of
         # the stream's own could only lose a message that was accepted already.
@@ -99,6 +100,7 @@ class Link:
         self.settled = anyio.Event()  # loop only: the handshake has its answer
         self.ending = anyio.Event()  # loop only: nothing but goodbye is left to say
         self.patience = config.send_timeout  # loop only: seconds that the goodbye may take
+        self.timed_out = False  # loop only: a view's send came to its deadline
         self.over = anyio.Event()  # loop only: the last word is said, or nobody is there
 
     # -- any thread ---------------------------------------------------------------------------
@@ -172,6 +174,10 @@ class Link:
             if self._batch[-1] is _END:  # left where it is: the end stays the end
                 raise ConnectionClosed(self._code, self._reason)
             message: str | bytes = self._batch.pop()
+            self._taken += 1
+            self._taken_bytes += message_bytes(message)
+            if self._room is not None:
+                self._post_quietly(self._make_room, None)
             return message
         finally:
             self._receiving.release()
@@ -208,6 +214,15 @@ class Link:
         :raises ConnectionClosed: if the connection is over.
         :raises UsageError: above the limit of channels; then nothing is subscribed.
         """
+        # A leave is posted for each join at most: bounding the joins bounds both (I6).
+        self._door.take_slot(self._config.send_timeout)
+        try:
+            self._join(channels, subscribe)
+        except BaseException:
+            self._door.return_slot()
+            raise
+
+    def _join(self, channels: Iterable[str], subscribe: Callable[[Any], None]) -> None:
         with self._lock:
             if self._state is not State.OPEN:
                 transition(self._state, Action.SEND, self._code, self._reason)
@@ -221,8 +236,7 @@ class Link:
                 )
             for name in channels:
                 self._levels[name] = self._levels.get(name, 0) + 1
-            if new:
-                self._door.post(subscribe, (self, new))
+            self._door.post_in_slot(subscribe, (self, new))
 
     def leave(
         self, channels: Iterable[str], unsubscribe: Callable[[Any], None], *, entirely: bool
@@ -281,9 +295,13 @@ class Link:
             # The loop may have made room before the lock stood in line: let it look again.
             self._post_quietly(self._unblock, None)
             if not turn.acquire(timeout=max(0.0, deadline - time.monotonic())):
+                with self._lock:
+                    # A peer that reads slowly, but reads, has made room above the low mark.
+                    if self._state is State.OPEN and self._fits(size):
+                        return self._post_send(message, size)
                 self._post_quietly(self._give_up, None)
                 raise ConnectionClosed(
-                    1006, f"the peer took nothing for {self._config.send_timeout:g} s"
+                    1006, f"the peer made no room for {self._config.send_timeout:g} s"
                 )
 
     def _fetch(self, timeout: float | None) -> bool:
@@ -350,15 +368,19 @@ class Link:
 
     def _ask(self, _: None) -> None:
         """Loop. The thread has used up its batch and waits."""
-        self._handed_messages = self._handed_bytes = 0
         if self._inbox_messages:
             self.hand_over_all()
         elif not self._inbox_ended:
             self._waiting = True
+
+    def _make_room(self, _: None) -> None:
+        """Loop. The thread has taken a message while the reader waits for room."""
         if self._room is not None:
             self._room.set()
 
     def _give_up(self, _: None) -> None:
+        """Loop. A send has waited for as long as it may (I11)."""
+        self.timed_out = True
         self.fail(patience=0)
 
     def _unblock(self, _: None) -> None:
@@ -379,22 +401,23 @@ class Link:
         size = message_bytes(data)
         if self._waiting:
             self._waiting = False
-            self._handed_messages, self._handed_bytes = 1, size
             self._door.hand_over(self._handover, [data])
-            return True
-        held = self._inbox_messages + self._handed_messages
-        if held and (
-            held >= self._config.inbox_messages
-            or self._inbox_bytes + self._handed_bytes + size > self._config.inbox_bytes
-        ):
-            return False
-        self._inbound.send_nowait(data)
-        self._inbox_messages += 1
-        self._inbox_bytes += size
+        else:
+            # What the thread was handed and has not taken yet is held as well.
+            held = self._received - self._taken
+            held_bytes = self._received_bytes - self._taken_bytes
+            if held and (
+                held >= self._config.inbox_messages or held_bytes + size > self._config.inbox_bytes
+            ):
+                return False
+            self._inbound.send_nowait(data)
+            self._inbox_messages += 1
+        self._received += 1
+        self._received_bytes += size
         return True
 
     async def room(self) -> None:
-        """Loop. Wait until the view has asked for more."""
+        """Loop. Wait until the view has taken a message."""
         self._room = anyio.Event()
         try:
             await self._room.wait()
@@ -407,8 +430,7 @@ class Link:
         if end:
             batch.append(_END)
         batch.reverse()
-        self._handed_messages, self._handed_bytes = self._inbox_messages, self._inbox_bytes
-        self._inbox_messages = self._inbox_bytes = 0
+        self._inbox_messages = 0
         self._waiting = False
         self._door.hand_over(self._handover, batch)
 

@@ -109,7 +109,7 @@ class Watch:
         self._timer: asyncio.TimerHandle | None = None  # loop only
 
     def add(self, protocol: Any) -> None:
-        """Watch a connection from its accept on, until its transport is gone."""
+        """Watch a connection until its transport is gone."""
         self._protocols[protocol] = None
         if self._timer is None:
             self._schedule()

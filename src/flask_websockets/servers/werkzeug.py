@@ -61,6 +61,11 @@ class DevelopmentServer:
         start_response("101 Switching Protocols", [])  # for the log; it is written to the dummy
         return _Nothing(other_end)
 
+    def forget(self) -> None:
+        """The child of a fork: the loop's thread stayed with the parent."""
+        self._lock = threading.Lock()
+        self._front = None
+
     def _get_front(self) -> _Front:
         # Lazily, in the process that serves: the reloader's parent needs no loop.
         with self._lock:

@@ -1,0 +1,33 @@
+"""Sphinx: ``python -m sphinx -n -W -b html docs docs/_build/html``, without a network."""
+
+from pallets_sphinx_themes import get_version
+
+project = "flask-websockets"
+author = "The flask-websockets maintainers"
+copyright = f"2026, {author}"
+release, version = get_version("flask-websockets")
+
+extensions = ["pallets_sphinx_themes", "sphinx.ext.autodoc"]
+exclude_patterns = ["_build"]
+default_role = "code"
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+autoclass_content = "class"
+
+# No intersphinx: the build must not depend on other sites. These are theirs, or internal.
+nitpick_ignore_regex = [
+    ("py:exc", "TypeError|ValueError|TimeoutError|ModuleNotFoundError|LookupError"),
+    ("py:class", r"Flask|TestResponse|(flask|werkzeug|collections|typing|contextlib)\..*"),
+]
+
+html_theme = "flask"
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
+html_title = f"flask-websockets {version}"
+html_show_sourcelink = False
+html_sidebars = {
+    "index": ["localtoc.html", "searchbox.html"],
+    "**": ["localtoc.html", "relations.html", "searchbox.html"],
+}

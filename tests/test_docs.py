@@ -1,0 +1,277 @@
+"""What the documentation says is true: its code runs, its tables are the code's own."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+import sys
+import textwrap
+import types
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from flask import Flask, redirect, request, session
+
+import flask_websockets
+from flask_websockets import WebSocket, WebSockets
+from flask_websockets.config import PREFIX, Config
+from flask_websockets.protocol import TRANSITIONS
+from flask_websockets.testing import ClientConnection
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+#: The quick start has a test of its own: its snippets are not meant to stand alone.
+PAGES = sorted(page for page in DOCS.rglob("*.rst") if page.name != "quickstart.rst")
+EXAMPLES = sorted((ROOT / "examples").glob("*/*.py"))
+PROGRAMS = [*EXAMPLES, DOCS / "tutorial" / "chat.py"]
+#: Seconds for any wait of a test's own.
+TIMEOUT = 10.0
+
+
+def blocks(page: Path, language: str = "python") -> list[str]:
+    """The code blocks of a page, without their indentation and options."""
+    found = re.findall(
+        rf"^\.\. code-block:: {language}\n((?:[ ]+.*\n|\n)+)", page.read_text(), re.MULTILINE
+    )
+    return [re.sub(r"\A(?::.*\n)+", "", textwrap.dedent(block).lstrip("\n")) for block in found]
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+PYTHON = [
+    pytest.param(block, id=f"{name_of(page)}-{number}")
+    for page in PAGES
+    for number, block in enumerate(blocks(page))
+]
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], types.ModuleType]:
+    """Import a program by its path, anew, under a name that nothing else has."""
+
+    def load(path: Path) -> types.ModuleType:
+        name = f"docs_{path.parent.name}_{path.stem}"
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, name, module)  # Flask looks there for the templates
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+@pytest.fixture
+def documented_app(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    """The module ``app`` that the pages import from: enough of one for all of them."""
+    module = types.ModuleType("app")
+    app = module.app = Flask("app")  # type: ignore[attr-defined]
+    websockets = module.websockets = WebSockets(app)  # type: ignore[attr-defined]
+    app.secret_key = "not a secret"
+
+    @app.post("/login")
+    def login():
+        session["user"] = request.form["name"]
+        return redirect("/")
+
+    def view(ws: WebSocket) -> None:
+        if "user" in session:
+            ws.send(f"hello, {session['user']}")
+        for data in ws.iter_data():
+            if data == "bye":
+                return
+            ws.send(data)
+
+    def chat(ws: WebSocket, room: str) -> None:
+        with websockets.subscribe(ws, [room]):
+            for data in ws.iter_data():
+                websockets.publish(data, [room])
+
+    websockets.route("/ws", endpoint="documented_view")(view)
+    websockets.route("/ws/<room>", endpoint="documented_chat")(chat)
+    monkeypatch.setitem(sys.modules, "app", module)
+    return module
+
+
+def test_blocks_are_found():
+    """The pages have code, and this file finds it all."""
+    marks = sum(page.read_text().count(".. code-block:: python") for page in PAGES)
+    assert len(PYTHON) == marks > 10
+
+
+@pytest.mark.parametrize("code", PYTHON)
+def test_code_blocks_run(code, documented_app):
+    """Every Python block compiles and, with the module ``app`` beside it, runs."""
+    exec(compile(code, "block", "exec"), {"__name__": "block"})
+
+
+def test_documented_tests_pass(documented_app):
+    """The tests that the how-to shows pass against an application that does what they expect."""
+    ran = 0
+    for code in blocks(DOCS / "how-to" / "test-views.rst"):
+        namespace = {"__name__": "block"}
+        exec(compile(code, "test-views", "exec"), namespace)
+        for name, test in namespace.items():
+            if name.startswith("test_"):
+                test()
+                ran += 1
+    assert ran == 6
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_included_files_exist(page):
+    """What a page includes is there, and so are the place's marks in it."""
+    for target, options in re.findall(
+        r"^\.\. literalinclude:: (\S+)\n((?: +:.*\n)*)", page.read_text(), re.MULTILINE
+    ):
+        included = page.parent / target
+        assert included.is_file(), target
+        for option, value in re.findall(r":([\w-]+): (.*)", options):
+            if option in ("start-at", "end-at", "start-after", "end-before"):
+                assert value in included.read_text()
+            elif option == "pyobject":
+                assert f"def {value}(" in included.read_text()
+
+
+def configuration_table() -> dict[str, str]:
+    """Setting to default, as the reference has them."""
+    text = (DOCS / "reference" / "configuration.rst").read_text()
+    rows = re.findall(r"^    \* - ``(\w+)``\n      - ``(.+?)``", text, re.MULTILINE)
+    assert len(rows) == len(dict(rows)), "a setting stands in two rows"
+    return dict(rows)
+
+
+def test_every_setting_is_documented():
+    """The reference lists exactly the settings that there are."""
+    assert set(configuration_table()) == {PREFIX + field.name.upper() for field in fields(Config)}
+
+
+@pytest.mark.parametrize("field", fields(Config), ids=lambda field: field.name)
+def test_defaults_are_documented(field):
+    """The reference gives each setting's default."""
+    documented = configuration_table()[PREFIX + field.name.upper()]
+    default = ast.literal_eval(documented)
+    assert default == field.default
+    assert type(default) is type(field.default)
+
+
+@pytest.mark.parametrize("path", [*PAGES, ROOT / "CHANGES.md", *PROGRAMS], ids=name_of)
+def test_no_setting_is_invented(path):
+    """Whatever setting is named anywhere, there is one of that name."""
+    named = set(re.findall(r"\bWEBSOCKETS_[A-Z_]+[A-Z]\b", path.read_text()))
+    assert named <= set(configuration_table())
+
+
+def test_every_public_name_is_in_the_reference():
+    """The API reference documents every public name, and none that is not."""
+    text = (DOCS / "reference" / "api.rst").read_text()
+    documented = re.findall(r"^\.\. auto\w+:: ([\w.]+)", text, re.MULTILINE)
+    public = [name for name in documented if "." not in name]
+    assert sorted(public) == sorted(flask_websockets.__all__)
+
+
+def test_the_states_are_those_of_the_code():
+    """The picture of the connection's states is the table of protocol.py."""
+    text = (DOCS / "explanation" / "architecture.rst").read_text()
+    drawn = re.findall(r"^    (\w+) +--(\w+)-+> (\w+)$", text, re.MULTILINE)
+    assert sorted(drawn) == sorted(
+        (state.value, action.value, following.value)
+        for state, actions in TRANSITIONS.items()
+        for action, following in actions.items()
+    )
+
+
+def test_every_module_is_in_the_architecture():
+    """The table of modules is the list of files, and names each one's side."""
+    package = ROOT / "src" / "flask_websockets"
+    text = (DOCS / "explanation" / "architecture.rst").read_text()
+    rows = dict(re.findall(r"^    \* - ``([\w/]+\.py)``\n      - (\S+)$", text, re.MULTILINE))
+    modules = {str(path.relative_to(package)): path for path in package.rglob("*.py")}
+    # A folder's __init__ only gathers what is in the folder.
+    listed = {name for name in modules if not name.endswith("/__init__.py")}
+    assert set(rows) == listed
+    for name in listed - {"__init__.py"}:
+        docstring = ast.get_docstring(ast.parse(modules[name].read_text())) or ""
+        assert docstring.lower().startswith(rows[name]), f"{name} does not begin with its side"
+
+
+@pytest.mark.parametrize("page", sorted((DOCS / "explanation").glob("*.rst")), ids=name_of)
+def test_named_functions_exist(page):
+    """Each ``Class.method`` that an explanation names is one of the code's."""
+    classes: dict[str, ast.ClassDef] = {}
+    for path in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                classes[node.name] = node
+    for owner, member in re.findall(r"`(?:[\w.]+\.)?([A-Z]\w+)\.(\w+)`", page.read_text()):
+        members = {getattr(node, "name", None) for node in classes[owner].body}
+        assert member in members, f"{owner}.{member}"
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=name_of)
+def test_examples_are_short(path):
+    """An example has at most 60 lines."""
+    assert len(path.read_text().splitlines()) <= 60
+
+
+@pytest.mark.parametrize("path", PROGRAMS, ids=name_of)
+def test_examples_import(path, load):
+    """An example can be imported, and offers an application for either kind of server."""
+    module = load(path)
+    assert isinstance(module.app, Flask)
+    assert isinstance(module.websockets, WebSockets)
+    assert callable(module.asgi)
+
+
+def test_echo(load):
+    """examples/echo sends back what it gets, and has a page."""
+    client = load(ROOT / "examples" / "echo" / "app.py").websockets.test_client()
+    with client.get("/") as page:
+        assert "new WebSocket" in page.text
+    with client.websocket_connect("/ws", timeout=TIMEOUT) as ws:
+        for data in ("text", b"binary"):
+            ws.send(data)
+            assert ws.receive() == data
+
+
+def test_clock(load):
+    """examples/clock tells everybody the time, again and again, and has a page."""
+    client = load(ROOT / "examples" / "clock" / "app.py").websockets.test_client()
+    with client.get("/") as page:
+        assert "new WebSocket" in page.text
+    with (
+        client.websocket_connect("/ws", timeout=TIMEOUT) as one,
+        client.websocket_connect("/ws", timeout=TIMEOUT) as other,
+    ):
+        for ws in (one, other, one):
+            assert re.fullmatch(r"\d\d:\d\d:\d\d", ws.receive())
+
+
+def test_tutorial_chat(load):
+    """The tutorial's chat keeps its rooms apart, and its page knows which one it is in."""
+    module = load(DOCS / "tutorial" / "chat.py")
+    client = module.websockets.test_client()
+    with client.get("/tea%20room") as page:
+        assert "<h1>tea room</h1>" in page.text
+        assert '"tea%20room"' in page.text
+
+    def join(room: str) -> ClientConnection:
+        return client.websocket_connect(f"/ws/{room}", timeout=TIMEOUT)
+
+    with join("kitchen") as ann, join("kitchen") as bob, join("garden") as eve:
+        # What comes back to its own sender proves that the sender is subscribed.
+        for ws in (eve, bob, ann):
+            ws.send("here I am")
+            while ws.receive() != "here I am":
+                pass
+        ann.send("tea?")
+        for ws in (ann, bob):
+            while ws.receive() != "tea?":
+                pass
+        eve.send("nobody else")
+        assert eve.receive() == "nobody else"
