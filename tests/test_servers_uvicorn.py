@@ -138,16 +138,14 @@ def test_send_looks_at_writable_first(kind):
 
 
 @pytest.mark.parametrize("kind", CLASSES)
-def test_a_lost_connection_raises_in_the_step(kind):
-    """After connection_lost the step raises, and disconnected says why."""
+def test_a_lost_connection_is_taken_out_of_the_servers(kind):
+    """From connection_made to connection_lost the protocol is one of server_state.connections."""
 
     async def main():
-        protocol, send, _ = await accepted(kind)
-        inline = InlineSend(send, protocol)
+        protocol, _, _ = await accepted(kind)
+        assert protocol in protocol.connections
         protocol.connection_lost(None)
-        assert protocol.disconnected is True
-        with pytest.raises(OSError):
-            inline({"type": "websocket.send", "text": "hello"})
+        assert protocol not in protocol.connections
         await finish(protocol)
 
     asyncio.run(main())

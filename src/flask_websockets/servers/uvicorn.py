@@ -35,7 +35,7 @@ def protocol_of(send: Callable[..., Any]) -> Any | None:
         and getattr(send, "__func__", None) is getattr(kind, "send", None)
         and isinstance(getattr(protocol, "writable", None), asyncio.Event)
         and hasattr(getattr(protocol, "transport", None), "abort")
-        and isinstance(getattr(protocol, "disconnected", None), bool)
+        and isinstance(getattr(protocol, "connections", None), set)
     ):
         return protocol
     return None
@@ -127,7 +127,7 @@ class Watch:
     def _look(self) -> None:
         now = asyncio.get_running_loop().time()
         for protocol, since in list(self._protocols.items()):
-            if protocol.disconnected:
+            if protocol not in protocol.connections:  # connection_lost takes it out
                 del self._protocols[protocol]
             elif since is None:
                 if protocol.transport.is_closing():
