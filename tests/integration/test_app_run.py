@@ -148,6 +148,7 @@ def test_the_development_server(server):
         assert client.recv(timeout=5) == "from a request"
         # The connection costs its view's thread, and the loop's is shared by all.
         assert threads.count("flask-websockets-loop") == 1
+    wait_until(lambda: "RuntimeError: the secret" in server.log())
     assert server.log().count("RuntimeError: the secret") == 1
 
 

@@ -242,6 +242,7 @@ def test_i12_every_connection_gets_a_goodbye(server):
             with pytest.raises(ConnectionClosed) as caught:
                 client.recv(timeout=5)
             assert (caught.value.rcvd.code, caught.value.rcvd.reason) == (code, "")
+    wait_until(lambda: "RuntimeError: the secret" in server.log())
     assert server.log().count("RuntimeError: the secret") == 1
 
 
