@@ -184,6 +184,44 @@ def test_a_view_that_never_unsubscribes_leaves_nothing(websockets, client):
         assert websockets.stats().channels == 0
 
 
+def test_a_view_that_is_stuck_in_its_block_is_forgotten(client_with):
+    """The subscription ends with the connection, not with the view that does not notice."""
+    websockets, client = client_with(WEBSOCKETS_CLOSE_TIMEOUT=0.05)
+    go = threading.Event()
+
+    @websockets.route("/ws")
+    def view(ws):
+        with websockets.subscribe(ws, "a"):
+            ws.send("subscribed")
+            assert go.wait(TIMEOUT)
+
+    with client.websocket_connect("/ws") as keeps_the_loop:
+        assert keeps_the_loop.receive() == "subscribed"
+        with client.websocket_connect("/ws") as leaving:
+            assert leaving.receive() == "subscribed"
+        stats = websockets.stats()
+        assert (stats.subscriptions, stats.view_threads, stats.stuck_views) == (1, 2, 1)
+        go.set()
+        wait_until(lambda: websockets.stats().view_threads <= 1)
+
+
+def test_i6_pending_subscribes_are_bounded(client_with):
+    """A view that subscribes in a tight loop waits for the loop, like a publisher."""
+    websockets, client = client_with(WEBSOCKETS_MAX_PENDING_PUBLISHES=5)
+    most = []
+
+    @websockets.route("/ws")
+    def view(ws):
+        for _ in range(2000):
+            with websockets.subscribe(ws, "a"), websockets.subscribe(ws, ["a", "b"]):
+                most.append(websockets.stats().pending)
+        ws.send("done")
+
+    with client.websocket_connect("/ws") as ws:
+        assert ws.receive(timeout=20) == "done"
+    assert max(most) <= 5 + 5 + 2  # the joins, a leave for each, the accept and the send
+
+
 def test_subscribe_on_a_closed_connection(websockets, client):
     """subscribe raises ConnectionClosed, and subscribes nothing."""
     seen = []

@@ -231,6 +231,49 @@ def test_i10_a_full_inbox(run, app, caplog, policy, code):
     assert ("/ws did not take what it received" in caplog.text) == (code is not None)
 
 
+def test_i10_a_view_that_makes_progress_keeps_its_client(run, app):
+    """Each message that the view takes makes room: steady work is no reason for a 1013."""
+    served = Served(app, WEBSOCKETS_INBOX_MESSAGES=3, WEBSOCKETS_INBOX_TIMEOUT=0.3)
+
+    @served.websockets.route("/ws")
+    def view(ws):
+        for data in ws.iter_data():
+            served.log.append(data)
+            ws.wait_closed(0.05)  # three of them take half the timeout, all of them far more
+
+    async def main():
+        async with connection(served, "/ws") as peer:
+            assert await peer.get_status() == 101
+            for number in range(15):
+                peer.send(str(number))
+            await wait_until(lambda: len(served.log) == 15)
+
+    run(main)
+    assert served.log == [str(number) for number in range(15)]
+
+
+def test_i11_a_peer_that_reads_slowly_is_not_cut(run, app):
+    """A send that finds room by its deadline goes through, below the low-water mark or not."""
+    served = Served(app, WEBSOCKETS_OUTBOX_MESSAGES=20, WEBSOCKETS_SEND_TIMEOUT=0.3)
+
+    @served.websockets.route("/ws")
+    def view(ws):
+        for number in range(40):
+            ws.send(str(number))
+        served.log.append("all sent")
+        ws.wait_closed()  # the goodbye has a deadline of its own
+
+    async def main():
+        async with connection(served, "/ws", socket_messages=1) as peer:
+            assert await peer.get_status() == 101
+            for number in range(40):
+                assert (await peer.get())["text"] == str(number)
+                await anyio.sleep(0.06)  # 10 to the low-water mark take twice the deadline
+
+    run(main)
+    assert served.log == ["all sent"]
+
+
 def test_i10_a_view_that_sends_only_does_not_keep_the_bridge_from_reading(run, app):
     """The disconnect is noticed while the view does not receive."""
     served = Served(app)

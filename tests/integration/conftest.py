@@ -117,7 +117,7 @@ def implementation(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def start_server(tmp_path: Path) -> Iterator[Callable[..., ServerProcess]]:
-    """Start ``command`` (with ``{port}`` in it) beside the module ``served.py`` made of *source*."""
+    """Start ``command``, with ``{port}`` in it, beside ``served.py`` made of *source*."""
     servers: list[ServerProcess] = []
 
     def start(source: str, command: list[str], *, port: int | None = None) -> ServerProcess:
