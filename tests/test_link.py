@@ -252,6 +252,26 @@ def test_i10_a_view_that_makes_progress_keeps_its_client(run, app):
     assert served.log == [str(number) for number in range(15)]
 
 
+def test_i10_no_room_is_missed(run, app):
+    """With an inbox of one message, a flood and a quick view, nobody waits for the other."""
+    served = Served(app, WEBSOCKETS_INBOX_MESSAGES=1, WEBSOCKETS_INBOX_TIMEOUT=2)
+
+    @served.websockets.route("/ws")
+    def view(ws):
+        served.log.extend(ws.iter_data())
+
+    async def main():
+        async with connection(served, "/ws") as peer:
+            assert await peer.get_status() == 101
+            for start in range(0, 3000, 500):
+                for number in range(start, start + 500):
+                    peer.send(str(number))
+                await wait_until(lambda end=start + 500: peer.reads >= end)
+
+    run(main)
+    assert served.log == [str(number) for number in range(3000)]
+
+
 def test_i11_a_peer_that_reads_slowly_is_not_cut(run, app):
     """A send that finds room by its deadline goes through, below the low-water mark or not."""
     served = Served(app, WEBSOCKETS_OUTBOX_MESSAGES=20, WEBSOCKETS_SEND_TIMEOUT=0.3)

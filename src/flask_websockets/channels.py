@@ -89,14 +89,15 @@ class Hub:
 
         A subscriber whose outbox is full is closed with 1013; the others do not wait for it.
         """
-        link: Link
         recipients: dict[Link, None] = {}
         for name in publication.channels:
             recipients.update(self._channels.get(name, {}))
         for link in publication.excluded:
             recipients.pop(link, None)
         message, size = publication.message, publication.size
-        slow = [link for link in recipients if not link.offer(message, size)]
+        # A deaf link's connection is over, and its task has not come to forgetting it yet.
+        listening = [link for link in recipients if not link.deaf]
+        slow = [link for link in listening if not link.offer(message, size)]
         for link in slow:
             self._counters.closed_slow += 1
             logger.warning(
@@ -105,7 +106,7 @@ class Hub:
             )
             link.expel(*SLOW_CONSUMER)
             self.forget(link)
-        local = len(recipients) - len(slow)
+        local = len(listening) - len(slow)
         self._counters.published += 1
         self._counters.delivered += local
         return PublishResult(local)

@@ -21,7 +21,7 @@ from .bridge import ASGIMessage, Link, start_view_thread
 from .config import Config
 from .counters import Counters
 from .environ import Scope, WSGIEnviron
-from .protocol import State, message_bytes, unavailable
+from .protocol import message_bytes, unavailable
 from .servers import uvicorn
 
 logger = logging.getLogger("flask_websockets")
@@ -175,12 +175,8 @@ class Connection:
             return True
         if config.inbox_full == "pause":
             with anyio.move_on_after(config.inbox_timeout):
-                while True:
-                    await link.room()
-                    if link.state is not State.OPEN:
-                        return False
-                    if link.deliver(data):
-                        return True
+                await link.deliver_when_room(data)
+                return True
         self._counters.inbox_closed += 1
         logger.warning(
             "The view of %s did not take what it received; its inbox was full for %g s "

@@ -131,8 +131,9 @@ class Link:
     def accept(self, message: ASGIMessage) -> None:
         """Any thread. Accept the connection; does not wait for the loop."""
         with self._lock:
-            self._state = transition(self._state, Action.ACCEPT, self._code, self._reason)
+            following = transition(self._state, Action.ACCEPT, self._code, self._reason)
             self._door.post(self._settle, [message])
+            self._state = following
 
     def refuse(self, status: int, headers: Pairs, body: bytes) -> None:
         """Any thread. Answer the handshake with an HTTP response; does not wait."""
@@ -355,6 +356,7 @@ class Link:
         self.inline = None  # the writer stops the reader before it says goodbye
         self._settle(messages)
         self._deaf = True
+        self._unblock(None)  # the state is no longer open: they all go on, and raise
         self.ending.set()
 
     def _move(self, item: tuple[ASGIMessage, int]) -> None:
@@ -416,11 +418,16 @@ class Link:
         self._received_bytes += size
         return True
 
-    async def room(self) -> None:
-        """Loop. Wait until the view has taken a message."""
-        self._room = anyio.Event()
+    async def deliver_when_room(self, data: str | bytes) -> None:
+        """Loop. Wait until the view has made room for *data*, and deliver it."""
         try:
-            await self._room.wait()
+            while True:
+                # Before the look: the thread counts what it takes, and then looks for this. So
+                # either the look sees the room, or the thread sees that it is waited for.
+                self._room = anyio.Event()
+                if self.deliver(data):
+                    return
+                await self._room.wait()
         finally:
             self._room = None
 
@@ -436,10 +443,9 @@ class Link:
 
     def offer(self, message: ASGIMessage, size: int) -> bool:
         """Loop. Take one published message for the peer; False if the outbox is full (I6)."""
-        if not self._deaf:
-            if not self._fits(size):
-                return False
-            self.write(message, size)
+        if not self._fits(size):
+            return False
+        self.write(message, size)
         return True
 
     @property
@@ -485,7 +491,6 @@ class Link:
         self._drop_outbox()
         self.patience = self._config.close_timeout
         self._turn_away([{"type": "websocket.close", "code": code, "reason": reason}])
-        self._unblock(None)
 
     def fail(self, patience: float = DISCONNECT_GRACE) -> None:
         """Loop. The peer cannot be reached; the reader may still learn why."""
@@ -505,7 +510,7 @@ class Link:
         self._drop_outbox()
         self._outbound.close()
         self.outbox.close()
-        self._unblock(None)  # the state is no longer open: they all go on, and raise
+        self._unblock(None)
         for event in (self.settled, self.ending, self.over):
             event.set()
 
