@@ -120,11 +120,19 @@ def start_server(tmp_path: Path) -> Iterator[Callable[..., ServerProcess]]:
     """Start ``command``, with ``{port}`` in it, beside ``served.py`` made of *source*."""
     servers: list[ServerProcess] = []
 
-    def start(source: str, command: list[str], *, port: int | None = None) -> ServerProcess:
+    def start(
+        source: str,
+        command: list[str],
+        *,
+        port: int | None = None,
+        beside: dict[str, str] | None = None,
+    ) -> ServerProcess:
         number = len(servers)
         directory = tmp_path / f"server{number}"
         directory.mkdir()
         port = port or free_port()
+        for name, text in (beside or {}).items():
+            (directory / name).write_text(text)
         (directory / "served.py").write_text(textwrap.dedent(source).replace("{port}", str(port)))
         filled = [part.replace("{port}", str(port)) for part in command]
         server = ServerProcess(filled, port, directory / "log.txt", directory)
@@ -152,10 +160,14 @@ def uvicorn_server(
 
 
 @pytest.fixture
-def development_server(start_server: Callable[..., ServerProcess]) -> Callable[..., ServerProcess]:
-    """Run a module whose last line is ``app.run(port={port})``."""
+def development_server(
+    start_server: Callable[..., ServerProcess], implementation: str
+) -> Callable[..., ServerProcess]:
+    """Run a module whose last line is ``app.run(port={port})``, once with each implementation."""
 
     def start(source: str) -> ServerProcess:
-        return start_server(source, [sys.executable, "served.py"])
+        # uvicorn takes the websockets library wherever it finds it, and wsproto otherwise.
+        hidden = {"websockets.py": "raise ImportError"} if implementation == "wsproto" else {}
+        return start_server(source, [sys.executable, "served.py"], beside=hidden)
 
     return start

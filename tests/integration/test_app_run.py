@@ -126,6 +126,26 @@ ENDINGS = """
 """
 
 
+def test_the_implementation_is_the_one_that_is_there(development_server, implementation):
+    """Without the websockets library the development server speaks through wsproto."""
+    source = (
+        ENDINGS
+        + """
+    @app.get("/protocol")
+    def protocol():
+        kinds = {type(c.protocol).__name__ for c in websockets._runtime.connections}
+        return sorted(kinds)
+
+    app.run(port={port})
+    """
+    )
+    server = development_server(source)
+    with connect(server.ws_url("/news")) as client:
+        assert client.recv(timeout=5) == "subscribed"
+        expected = {"wsproto": "WSProtocol", "sansio": "WebSocketsSansIOProtocol"}
+        assert json.loads(fetch(server, "/protocol")) == [expected[implementation]]
+
+
 @pytest.fixture(params=["threaded=True", "threaded=False", "debug=True, use_reloader=False"])
 def server(development_server, request):
     return development_server(ENDINGS + f"\n    app.run(port={{port}}, {request.param})\n")
