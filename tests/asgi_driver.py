@@ -8,7 +8,7 @@ from typing import Any
 
 import anyio
 
-TIMEOUT = 5.0
+TIMEOUT = 8.0
 
 Message = dict[str, Any]
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
 
+import anyio
 import pytest
 from flask import Flask
 
@@ -28,6 +30,20 @@ def websockets(app: Flask) -> WebSockets:
 @pytest.fixture
 def client(websockets: WebSockets) -> WebSocketClient:
     return websockets.test_client()
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def run(request: pytest.FixtureRequest) -> Callable[[Callable[[], Awaitable[Any]]], Any]:
+    """Run a coroutine function on a loop, once of each kind, at most 20 seconds."""
+
+    def run(main: Callable[[], Awaitable[Any]]) -> Any:
+        async def bounded() -> Any:
+            with anyio.fail_after(20):
+                return await main()
+
+        return anyio.run(bounded, backend=request.param)
+
+    return run
 
 
 @pytest.fixture(autouse=True)

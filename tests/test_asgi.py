@@ -14,20 +14,6 @@ from flask_websockets import ConnectionClosed, NotRunning, UsageError, WebSocket
 from .asgi_driver import TIMEOUT, connection, wait_until
 
 
-@pytest.fixture(params=["asyncio", "trio"])
-def run(request):
-    """Run a coroutine function on a loop, at most four times TIMEOUT seconds."""
-
-    def run(main):
-        async def bounded():
-            with anyio.fail_after(4 * TIMEOUT):
-                return await main()
-
-        return anyio.run(bounded, backend=request.param)
-
-    return run
-
-
 def make(app, **settings):
     app.config.update(settings)
     websockets = WebSockets(app)

@@ -19,20 +19,6 @@ from flask_websockets.bridge.door import COMMANDS_PER_TURN
 TIMEOUT = 5
 
 
-@pytest.fixture(params=["asyncio", "trio"])
-def run(request):
-    """Run a coroutine function on a loop, at most TIMEOUT seconds."""
-
-    def run(main):
-        async def bounded():
-            with anyio.fail_after(TIMEOUT):
-                return await main()
-
-        return anyio.run(bounded, backend=request.param)
-
-    return run
-
-
 def in_thread(target, *args):
     thread = threading.Thread(target=target, args=args)
     thread.start()

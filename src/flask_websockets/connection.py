@@ -213,6 +213,7 @@ class Connection:
                 try:
                     await sending
                 except Exception:  # each server has its own for a peer that is gone
+                    logger.debug("The server could not send", exc_info=True)
                     link.fail()
                     return
                 deadline.deadline = math.inf

@@ -14,6 +14,7 @@ messages take the same way, so there is one outbox, first in first out.
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
@@ -30,6 +31,9 @@ from ..protocol import Action, Pairs, State, message_bytes, refusal_messages, tr
 from .door import Door
 
 T = TypeVar("T")
+
+logger = logging.getLogger("flask_websockets")
+
 ASGIMessage: TypeAlias = dict[str, Any]
 
 
@@ -462,6 +466,7 @@ class Link:
             try:
                 left = self.inline(message)
             except Exception:  # whatever the server calls it: the peer cannot be reached
+                logger.debug("The server could not send", exc_info=True)
                 return self.fail()
         if left is not None:
             self._outbox_messages += 1
