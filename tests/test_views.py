@@ -184,6 +184,25 @@ def test_a_returned_success_is_an_error(websockets, client, caplog):
     assert "expected a status of 3xx to 5xx" in caplog.text
 
 
+def test_i6_an_endless_answer_is_an_error(app, websockets, client):
+    """A refusal is held in memory, so its size is bounded; the generator is closed."""
+    closed_generator = []
+
+    def endless():
+        try:
+            while True:
+                yield b"x" * 65536
+        finally:
+            closed_generator.append(True)
+
+    @websockets.route("/ws")
+    def view(ws):
+        return Response(endless(), status=403)
+
+    assert rejected(client, "/ws").status_code == 500
+    assert closed_generator == [True]
+
+
 def test_no_such_route_is_404(websockets, client):
     """A handshake for a path that nobody serves is answered by Flask."""
     assert rejected(client, "/nowhere").status_code == 404

@@ -30,6 +30,9 @@ View = Callable[..., Any]
 #: Close codes from here on are the application's own; 4404 is a 404 after the accept.
 APPLICATION_CODES = 4000
 
+#: A refusal is held in memory, here and by servers; an error page or a JSON body is far smaller.
+MAX_REFUSAL_BYTES = 1024 * 1024
+
 
 def answer(
     app: Callable[..., Iterable[bytes]], environ: WSGIEnviron, link: Link, offered: Sequence[str]
@@ -51,7 +54,14 @@ def answer(
     try:
         chunks = app(environ, start_response)
         try:
-            body.extend(chunks)
+            size = 0
+            for chunk in chunks:
+                body.append(chunk)
+                size += len(chunk)
+                if size > MAX_REFUSAL_BYTES:
+                    raise ValueError(
+                        f"The answer to a handshake has at most {MAX_REFUSAL_BYTES} bytes."
+                    )
         finally:
             if hasattr(chunks, "close"):
                 chunks.close()
