@@ -110,14 +110,14 @@ def test_receive_json(websockets, client):
     def view(ws):
         assert ws.receive_json() == {"a": None}
         assert ws.receive_json() == [1]
-        for _ in range(3):
+        for _ in range(4):
             with pytest.raises(InvalidMessage, match="Expected"):
                 ws.receive_json()
         assert ws.receive_json() is None
         ws.send("fine")
 
     with client.websocket_connect("/ws") as ws:
-        for data in ('{"a": null}', b"[1]", "{", b"\xff", "[" * 100_000, "null"):
+        for data in ('{"a": null}', b"[1]", "{", b"\xff", "[" * 100_000, "9" * 10_000, "null"):
             ws.send(data)
         assert ws.receive() == "fine"
 

@@ -5,7 +5,6 @@ Every method may be called from any thread; many threads may send, one at a time
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -300,5 +299,5 @@ def _parse_json(data: str | bytes) -> Any:
     text = data if isinstance(data, str) else _decode(data)
     try:
         return flask_json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # what no int() takes is no JSONDecodeError
         raise InvalidMessage(f"Expected JSON; got {text[:40]!r}: {error}") from error

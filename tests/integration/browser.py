@@ -151,10 +151,19 @@ class Page:
             raise BrowserError(f"{url}: {answer['errorText']}")
         self.wait_for("!window.__previous && document.readyState === 'complete'")
 
+    def back(self) -> None:
+        """Go back, as the browser's button does, and do not wait for it.
+
+        A script's ``history.back()`` may take away the page that it should answer from.
+        """
+        history = self._commands.call("Page.getNavigationHistory")
+        before = history["entries"][history["currentIndex"] - 1]
+        self._commands.call("Page.navigateToHistoryEntry", entryId=before["id"])
+
     def run(self, script: str) -> Any:
         """Evaluate JavaScript; a promise is awaited. Returns what JSON can carry of its value.
 
-        :raises BrowserError: if the script raises.
+        :raises BrowserError: if the script raises, or the page is left meanwhile.
         """
         answer = self._commands.call(
             "Runtime.evaluate",
@@ -170,7 +179,7 @@ class Page:
     def wait_for(self, script: str, timeout: float = 15.0) -> Any:
         """Evaluate *script* again and again until it is true, and return its value.
 
-        While it raises it is not true yet: what it looks for may still be loading.
+        While it raises it is not true yet: the page may still be on its way.
 
         :raises TimeoutError: if it is not true within *timeout* seconds.
         """

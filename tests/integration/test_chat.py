@@ -236,8 +236,12 @@ def test_nothing_is_loaded_from_elsewhere(chat):
         assert "https:" not in text
 
 
-def test_app_run(start_server, monkeypatch):
+def test_app_run(start_server, implementation, monkeypatch, tmp_path):
     """``python app.py`` serves the same on Flask's development server, and ends by Ctrl-C."""
+    if implementation == "wsproto":
+        # uvicorn takes the websockets library wherever it finds it, and wsproto otherwise.
+        (tmp_path / "websockets.py").write_text("raise ImportError")
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     port = free_port()
     monkeypatch.setenv("PORT", str(port))
     server = start_server("", [sys.executable, str(CHAT / "app.py")], port=port)
@@ -288,7 +292,7 @@ def say(page: Page, text: str) -> None:
 def wait_for_texts(page: Page, texts: list[str]) -> None:
     """Wait until these are the messages that the page shows."""
     shown = "JSON.stringify([...document.querySelectorAll('.message .text')].map(e => e.innerText))"
-    wait_until(lambda: json.loads(page.run(shown)) == texts, PAGE_TIMEOUT, f"{texts} on the page")
+    page.wait_for(f"{shown} === JSON.stringify({json.dumps(texts)})", PAGE_TIMEOUT)
 
 
 @pytest.mark.browser
@@ -325,7 +329,7 @@ def test_a_page_that_is_left_leaves_the_room(browser, chat):
     with guest(chat, "lobby", "Ada") as ada:
         page.go("about:blank")
         assert ada.read("leave")["who"]["name"] == "Grace"
-        page.run("history.back()")
+        page.back()
         assert ada.read("join")["who"]["name"] == "Grace"
         ada.say("Good to see you again")
         wait_for_texts(page, ["Good to see you again"])
