@@ -1,0 +1,746 @@
+"""Removes the lines that uphold the invariants, one at a time, and sees a test turn red for each.
+
+``python -m tests.mutations`` runs all of them, ``python -m tests.mutations I4 two-writers`` those
+of one invariant and one more. The sources stay as they are: each mutation is made in a copy, and
+its test runs with the copy on ``PYTHONPATH``.
+
+Red is a test that failed, or hung until pytest-timeout ended it. A test that could not be
+collected, a fixture that failed and a copy that cannot be imported are not red: they are errors
+of the mutation, and fail this script as a mutation that survives does.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+ROOT = TESTS.parent
+PACKAGE = ROOT / "src" / "flask_websockets"
+
+#: In the environment: the copy from which the tests must import the package.
+COPY = "FLASK_WEBSOCKETS_COPY"
+#: Runs at the same time. Most of them wait for what a mutation keeps from coming.
+JOBS = 2
+#: Seconds that one test may take. A mutation may make it hang, which is red.
+TEST_TIMEOUT = 20
+#: Seconds that all of one run may take, its threads and servers included.
+RUN_TIMEOUT = 120
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One line less, and the test that must not let it pass."""
+
+    name: str
+    invariant: str
+    #: Below ``src/flask_websockets``.
+    module: str
+    #: Occurs exactly once in the module.
+    old: str
+    new: str
+    #: The test that turns red: a node id, below ``tests``.
+    test: str
+    #: What is broken then.
+    reason: str
+
+    def mutate(self, source: str) -> str:
+        """The module's source, mutated."""
+        found = source.count(self.old)
+        if found != 1:
+            raise ValueError(
+                f"{self.name}: expected its old text once in {self.module}; found {found}"
+            )
+        return source.replace(self.old, self.new)
+
+
+MUTATIONS = (
+    # -- I1: one door -------------------------------------------------------------------------
+    Mutation(
+        name="publish-past-the-door",
+        invariant="I1",
+        module="extension.py",
+        old="runtime.door.post_in_slot(runtime.hub.publish, publication)",
+        new="runtime.hub.publish(publication)",
+        test="test_channels.py::test_sends_and_publishes_of_one_thread_keep_their_order",
+        reason="The publisher's thread runs the hub, beside the loop and ahead of its own sends.",
+    ),
+    Mutation(
+        name="thread-beside-the-bridge",
+        invariant="I1",
+        module="connection.py",
+        old="""start_view_thread(run_and_report, f"flask-websockets-view {self._scope['path']}")""",
+        new="import threading\n\n"
+        "        threading.Thread(target=run_and_report, daemon=True).start()",
+        test="test_architecture.py::TestSides::test_only_the_crossings_cross[connection]",
+        reason="A module of the loop's side starts threads past the bridge.",
+    ),
+    Mutation(
+        name="newest-command-first",
+        invariant="I1",
+        module="bridge/door.py",
+        old="command, argument = self._commands.popleft()",
+        new="command, argument = self._commands.pop()",
+        test="test_door.py::test_i1_commands_run_on_the_loop_in_their_order",
+        reason="What threads post is answered in another order than it was posted in.",
+    ),
+    # -- I2: streams live on the loop -----------------------------------------------------------
+    Mutation(
+        name="thread-takes-from-the-stream",
+        invariant="I2",
+        module="bridge/link.py",
+        old="self._door.post(self._ask, None)",
+        new="self._ask(None)",
+        test="test_mutation_gaps.py::test_i2_no_thread_touches_a_stream",
+        reason="A view's receive takes from the inbound stream in its own thread.",
+    ),
+    Mutation(
+        name="thread-puts-into-the-stream",
+        invariant="I2",
+        module="bridge/link.py",
+        old="self._door.post(self._move, (message, size))",
+        new="self._move((message, size))",
+        test="test_mutation_gaps.py::test_i2_no_thread_touches_a_stream",
+        reason="A view's send puts into the outbound stream in its own thread.",
+    ),
+    # -- I3: the handshake goes through app.wsgi_app ----------------------------------------------
+    Mutation(
+        name="past-the-middleware",
+        invariant="I3",
+        module="extension.py",
+        old="lambda environ, start_response: found.wsgi_app(environ, start_response),",
+        new="lambda environ, start_response: type(found).wsgi_app(found, environ, start_response),",
+        test="test_views.py::test_i3_the_handshake_goes_through_middleware",
+        reason="Flask is called without what is wrapped around its wsgi_app.",
+    ),
+    Mutation(
+        name="application-called-twice",
+        invariant="I3",
+        module="views.py",
+        old="chunks = app(environ, start_response)",
+        new="app(environ, start_response)\n        chunks = app(environ, start_response)",
+        test="test_views.py::test_i3_hooks_run_once_in_one_thread",
+        reason="One handshake is two WSGI calls, and the view runs twice.",
+    ),
+    Mutation(
+        name="handshake-from-the-beginning",
+        invariant="I3",
+        module="servers/werkzeug.py",
+        old="Upgrade(app=self._wsgi_app, environ=environ)",
+        new="Upgrade(environ=environ)",
+        test="integration/test_app_run.py"
+        "::test_i3_each_middleware_sees_a_handshake_once_under_app_run",
+        reason="Under app.run() the middleware outside sees each handshake twice.",
+    ),
+    Mutation(
+        name="no-origin-check",
+        invariant="I3",
+        module="views.py",
+        old="        _check_origin(origins)\n",
+        new="",
+        test="test_views.py::test_a_foreign_origin_is_refused",
+        reason="A page of any origin may open a WebSocket.",
+    ),
+    Mutation(
+        name="no-connection-limit",
+        invariant="I3",
+        module="asgi.py",
+        old="if self._admitted + self._orphans >= config.max_connections:",
+        new="if False:",
+        test="test_asgi.py::test_i3_above_the_limit_503_without_a_thread",
+        reason="WEBSOCKETS_MAX_CONNECTIONS is not kept.",
+    ),
+    Mutation(
+        name="limit-after-the-thread",
+        invariant="I3",
+        module="asgi.py",
+        old="if not runtime.admit(config):\n",
+        new="if not runtime.admit(config):\n"
+        "            self._connect(runtime, scope, receive, send)\n",
+        test="test_asgi.py::test_i3_above_the_limit_503_without_a_thread",
+        reason="A handshake that is turned away has taken a thread first.",
+    ),
+    Mutation(
+        name="no-handshake-limit",
+        invariant="I3",
+        module="asgi.py",
+        old="limit = self._config.max_handshakes",
+        new="limit = 1_000_000",
+        test="test_asgi.py::test_handshakes_queue_and_then_get_503",
+        reason="WEBSOCKETS_MAX_HANDSHAKES is not kept.",
+    ),
+    # -- I4: one reader, one writer -----------------------------------------------------------
+    Mutation(
+        name="two-writers",
+        invariant="I4",
+        module="connection.py",
+        old="tasks.start_soon(self._write)\n",
+        new="tasks.start_soon(self._write)\n                tasks.start_soon(self._write)\n",
+        test="test_link.py::test_i4_one_task_receives_and_one_sends",
+        reason="Two tasks send on one connection.",
+    ),
+    Mutation(
+        name="short-way-past-the-writer",
+        invariant="I4",
+        module="bridge/link.py",
+        old="if self.inline is not None and not self._outbox_messages:",
+        new="if self.inline is not None:",
+        test="test_mutation_gaps.py::test_i4_the_short_way_is_for_an_idle_writer_only",
+        reason="The short way is taken while the writer sends, and overtakes the outbox.",
+    ),
+    Mutation(
+        name="short-way-for-anything",
+        invariant="I4",
+        module="servers/uvicorn.py",
+        old="        return protocol\n    return None\n",
+        new="        return protocol\n    return protocol\n",
+        test="test_mutation_gaps.py::test_i4_an_unknown_send_has_no_short_way",
+        reason="The send of any object is stepped as if it were uvicorn's.",
+    ),
+    Mutation(
+        name="short-way-for-another-method",
+        invariant="I4",
+        module="servers/uvicorn.py",
+        old="""        and getattr(send, "__func__", None) is getattr(kind, "send", None)\n""",
+        new="",
+        test="test_mutation_gaps.py::test_i4_an_unknown_send_has_no_short_way",
+        reason="Any method of uvicorn's protocol passes for its send, a wrapper included.",
+    ),
+    Mutation(
+        name="receive-after-the-disconnect",
+        invariant="I4",
+        module="connection.py",
+        old=""" or 1005, message.get("reason") or "")
+                    return
+""",
+        new=""" or 1005, message.get("reason") or "")
+""",
+        test="test_link.py::test_i4_one_task_receives_and_one_sends",
+        reason="receive is called again after the disconnect, where hypercorn and daphne hang.",
+    ),
+    # -- I5: close, don't cancel ----------------------------------------------------------------
+    Mutation(
+        name="unsubscribe-not-in-finally",
+        invariant="I5",
+        module="extension.py",
+        old="""        try:
+            yield
+        finally:
+            ws.link.leave(names, runtime.hub.unsubscribe, entirely=False)
+""",
+        new="""        yield
+        ws.link.leave(names, runtime.hub.unsubscribe, entirely=False)
+""",
+        test="test_channels.py::test_nothing_is_left_behind_whatever_the_body_raises",
+        reason="A subscribe block that raises stays subscribed.",
+    ),
+    Mutation(
+        name="subscriptions-outlive-the-connection",
+        invariant="I5",
+        module="asgi.py",
+        old="            self.hub.forget(connection.link)\n",
+        new="",
+        test="test_channels.py::test_a_view_that_is_stuck_in_its_block_is_forgotten",
+        reason="A connection that is over stays subscribed.",
+    ),
+    Mutation(
+        name="goodbye-in-except",
+        invariant="I5",
+        module="views.py",
+        old="""    finally:
+        # In finally, not in except: SystemExit closes with 1011 as well (I5).
+        if ws.connected:
+            ws.close(code, reason)
+""",
+        new="""    except Exception:
+        ws.close(code, reason)
+        raise
+""",
+        test="test_mutation_gaps.py::test_i5_a_view_that_exits_closes_1011_behind_any_middleware",
+        reason="SystemExit in a view closes as if the view had returned.",
+    ),
+    Mutation(
+        name="exit-not-caught",
+        invariant="I5",
+        module="views.py",
+        old="except BaseException as raised:",
+        new="except Exception as raised:",
+        test="test_views.py::test_i5_a_view_that_exits_closes_1011",
+        reason="SystemExit ends the view's thread without a word to anybody.",
+    ),
+    Mutation(
+        name="cancelled-connection-keeps-its-link",
+        invariant="I5",
+        module="connection.py",
+        old="            link.lose(1006)\n",
+        new="            pass\n",
+        test="test_link.py::test_i5_cancelling_the_connections_task_unblocks_the_view",
+        reason="A server that cancels the connection leaves its view waiting.",
+    ),
+    Mutation(
+        name="blocked-send-outlives-the-peer",
+        invariant="I5",
+        module="bridge/link.py",
+        old="        self.outbox.close()\n        self._unblock(None)\n",
+        new="        self.outbox.close()\n",
+        test="test_mutation_gaps.py::test_i5_a_blocked_send_ends_with_its_connection[asyncio-leave]",
+        reason="A send that waits for room does not learn that its peer has left.",
+    ),
+    Mutation(
+        name="blocked-send-outlives-the-close",
+        invariant="I5",
+        module="bridge/link.py",
+        old="        self._deaf = True\n        self._unblock(None)",
+        new="        self._deaf = True\n",
+        test="test_mutation_gaps.py::test_i5_a_blocked_send_ends_with_its_connection[asyncio-close]",
+        reason="A send that waits for room does not learn that another thread has closed.",
+    ),
+    # -- I6: every buffer is bounded --------------------------------------------------------------
+    Mutation(
+        name="inbox-without-messages-bound",
+        invariant="I6",
+        module="bridge/link.py",
+        old="held >= self._config.inbox_messages or held_bytes",
+        new="held_bytes",
+        test="test_link.py::test_what_the_thread_was_handed_counts_until_it_is_taken",
+        reason="WEBSOCKETS_INBOX_MESSAGES is not kept.",
+    ),
+    Mutation(
+        name="inbox-without-bytes-bound",
+        invariant="I6",
+        module="bridge/link.py",
+        old=" or held_bytes + size > self._config.inbox_bytes",
+        new="",
+        test="test_link.py::test_i6_the_inbox_is_bounded_in_bytes",
+        reason="WEBSOCKETS_INBOX_BYTES is not kept.",
+    ),
+    Mutation(
+        name="outbox-without-messages-bound",
+        invariant="I6",
+        module="bridge/link.py",
+        old="messages < self._config.outbox_messages / share\n            and ",
+        new="",
+        test="test_link.py::test_i6_what_the_server_does_not_take_lies_in_the_outbound_stream",
+        reason="WEBSOCKETS_OUTBOX_MESSAGES is not kept.",
+    ),
+    Mutation(
+        name="outbox-without-bytes-bound",
+        invariant="I6",
+        module="bridge/link.py",
+        old="\n            and taken <= self._config.outbox_bytes / share",
+        new="",
+        test="test_link.py::test_i6_the_outbox_is_bounded_in_bytes",
+        reason="WEBSOCKETS_OUTBOX_BYTES is not kept.",
+    ),
+    Mutation(
+        name="slow-subscriber-kept",
+        invariant="I6",
+        module="bridge/link.py",
+        old="        if not self._fits(size):\n            return False\n",
+        new="",
+        test="test_channels.py::test_i6_a_slow_subscriber_is_closed_and_counted",
+        reason="What is published fills the outbox of a subscriber that does not read.",
+    ),
+    Mutation(
+        name="slow-subscriber-not-counted",
+        invariant="I6",
+        module="channels.py",
+        old="            self._counters.closed_slow += 1\n",
+        new="",
+        test="test_channels.py::test_i6_a_slow_subscriber_is_closed_and_counted",
+        reason="Subscribers that are closed as slow do not show in the statistics.",
+    ),
+    Mutation(
+        name="slots-without-end",
+        invariant="I6",
+        module="bridge/door.py",
+        old="return self._slots.pop()",
+        new="return None",
+        test="test_door.py::test_i6_pending_publishes_are_bounded",
+        reason="The door has a place for any number of publishes.",
+    ),
+    Mutation(
+        name="publish-without-slot",
+        invariant="I6",
+        module="extension.py",
+        old="            runtime.door.take_slot(runtime.config.send_timeout)\n",
+        new="",
+        test="test_mutation_gaps.py::test_i6_what_waits_at_the_door_is_bounded[asyncio-publish]",
+        reason="publish takes no place at the door.",
+    ),
+    Mutation(
+        name="subscribe-without-slot",
+        invariant="I6",
+        module="bridge/link.py",
+        old="        self._door.take_slot(self._config.send_timeout)\n",
+        new="",
+        test="test_mutation_gaps.py::test_i6_what_waits_at_the_door_is_bounded[asyncio-subscribe]",
+        reason="subscribe takes no place at the door.",
+    ),
+    Mutation(
+        name="http-queue-without-end",
+        invariant="I6",
+        module="bridge/threads.py",
+        old="if self._busy >= self._size * (1 + QUEUED_PER_THREAD):",
+        new="if False:",
+        test="test_asgi.py::test_i8_http_requests_queue_and_then_get_503",
+        reason="Any number of HTTP requests wait for the pool.",
+    ),
+    # -- I7: the hub has one thread -------------------------------------------------------------
+    Mutation(
+        name="fan-out-without-snapshot",
+        invariant="I7",
+        module="channels.py",
+        old="recipients.update(self._channels.get(name, {}))",
+        new="recipients = self._channels.get(name, {})",
+        test="test_channels.py::test_exclude_takes_one_connection_or_several",
+        reason="Fan-out works on the channel itself: whom a publish excludes is unsubscribed.",
+    ),
+    Mutation(
+        name="late-subscribe-stays",
+        invariant="I7",
+        module="channels.py",
+        old="        if link.deaf:\n            return  # its connection ended",
+        new="        if False:\n            return  # its connection ended",
+        test="test_mutation_gaps.py::test_i7_a_subscribe_that_comes_too_late_leaves_nothing",
+        reason="The hub changes without having looked, and keeps who is gone for ever.",
+    ),
+    Mutation(
+        name="apublish-ahead-of-the-door",
+        invariant="I7",
+        module="extension.py",
+        old="        runtime.door.drain()\n",
+        new="",
+        test="test_channels.py::test_apublish_comes_after_what_threads_published",
+        reason="The loop's own publish overtakes what threads published before.",
+    ),
+    # -- I8: sockets never starve HTTP ------------------------------------------------------------
+    Mutation(
+        name="views-on-the-http-pool",
+        invariant="I8",
+        module="asgi.py",
+        old="self._http = HttpAdapter(wsgi_app, HttpPool(config.http_threads))",
+        new="""self._http = HttpAdapter(wsgi_app, pool := HttpPool(config.http_threads))
+        from . import connection
+
+        connection.start_view_thread = lambda run, name: pool.submit(run)""",
+        test="test_asgi.py::test_i8_blocked_views_do_not_starve_http",
+        reason="Views and HTTP share one limit of threads.",
+    ),
+    Mutation(
+        name="views-under-a-limit-of-40",
+        invariant="I8",
+        module="bridge/threads.py",
+        old="threading.Thread(target=prefer_the_loop_and_run, name=name, daemon=True).start()",
+        new="""globals().setdefault("_pool", HttpPool(40)).submit(prefer_the_loop_and_run)""",
+        test="test_asgi.py::test_i8_blocked_views_do_not_starve_http",
+        reason="Views have a pool of their own, but of 40 threads, as anyio's limiter has.",
+    ),
+    Mutation(
+        name="http-on-one-thread",
+        invariant="I8",
+        module="asgi.py",
+        old="HttpPool(config.http_threads)",
+        new="HttpPool(1)",
+        test="test_asgi.py::test_http_runs_in_parallel",
+        reason="HTTP requests wait for each other on one thread, as in asgiref.",
+    ),
+    # -- I9: shutdown is bounded ------------------------------------------------------------------
+    Mutation(
+        name="views-keep-the-process",
+        invariant="I9",
+        module="bridge/threads.py",
+        old="target=prefer_the_loop_and_run, name=name, daemon=True",
+        new="target=prefer_the_loop_and_run, name=name, daemon=False",
+        test="test_mutation_gaps.py::test_i9_view_and_http_threads_are_daemons",
+        reason="A view in time.sleep(600) keeps the process alive.",
+    ),
+    Mutation(
+        name="http-keeps-the-process",
+        invariant="I9",
+        module="bridge/threads.py",
+        old="""name=f"flask-websockets-http-{number}", daemon=True""",
+        new="""name=f"flask-websockets-http-{number}", daemon=False""",
+        test="test_mutation_gaps.py::test_i9_view_and_http_threads_are_daemons",
+        reason="A request that hangs keeps the process alive.",
+    ),
+    Mutation(
+        name="connection-waits-for-its-view",
+        invariant="I9",
+        module="connection.py",
+        old="with anyio.move_on_after(self._config.close_timeout):",
+        new="with anyio.move_on_after(None):",
+        test="test_asgi.py::test_i9_a_stuck_view_is_reported_and_keeps_its_place",
+        reason="A connection's task ends when its view does, and not before.",
+    ),
+    Mutation(
+        name="stuck-view-gives-up-its-place",
+        invariant="I9",
+        module="asgi.py",
+        old="            self._orphans += connection.view_running\n",
+        new="",
+        test="test_asgi.py::test_i9_a_stuck_view_is_reported_and_keeps_its_place",
+        reason="Threads that are left to themselves are not counted, and add up without limit.",
+    ),
+    Mutation(
+        name="shutdown-ends-nothing",
+        invariant="I9",
+        module="asgi.py",
+        old="""connection.link.lose(1012, "the server stops")""",
+        new="pass",
+        test="test_asgi.py::test_the_shutdown_ends_what_is_still_connected",
+        reason="A server that stops waits for connections that nobody ends.",
+    ),
+    # -- I10: the bridge always reads -------------------------------------------------------------
+    Mutation(
+        name="reader-waits-for-the-view",
+        invariant="I10",
+        module="connection.py",
+        old="""                message = await receive()
+                if message["type"] == "websocket.receive":
+""",
+        new="""                while not link._waiting:
+                    await anyio.sleep(0.001)
+                message = await receive()
+                if message["type"] == "websocket.receive":
+""",
+        test="test_link.py::test_i10_a_view_that_sends_only_does_not_keep_the_bridge_from_reading",
+        reason="Nothing is read while the view does not receive.",
+    ),
+    Mutation(
+        name="reader-pauses-for-ever",
+        invariant="I10",
+        module="connection.py",
+        old="with anyio.move_on_after(config.inbox_timeout):",
+        new="with anyio.move_on_after(None):",
+        test="test_link.py::test_i10_a_full_inbox",
+        reason="A full inbox stops the reader without limit.",
+    ),
+    Mutation(
+        name="full-inbox-not-counted",
+        invariant="I10",
+        module="connection.py",
+        old="        self._counters.inbox_closed += 1\n",
+        new="",
+        test="test_link.py::test_i10_a_full_inbox",
+        reason="Connections that are closed for a full inbox do not show in the statistics.",
+    ),
+    # -- I11: no send waits for ever ------------------------------------------------------------
+    Mutation(
+        name="no-send-deadline",
+        invariant="I11",
+        module="connection.py",
+        old="deadline.deadline = anyio.current_time() + timeout",
+        new="deadline.deadline = math.inf",
+        test="test_link.py::test_i11_a_blocked_writer_is_given_up_while_the_view_only_receives",
+        reason="The writer waits without limit for a peer that takes nothing.",
+    ),
+    Mutation(
+        name="no-deadline-in-the-view",
+        invariant="I11",
+        module="bridge/link.py",
+        old="if not turn.acquire(timeout=max(0.0, deadline - time.monotonic())):",
+        new="if not turn.acquire():",
+        test="test_mutation_gaps.py::test_i11_a_send_has_a_deadline_even_if_the_loop_hangs",
+        reason="A view's send waits without limit for a loop that makes no room.",
+    ),
+    Mutation(
+        name="no-abort",
+        invariant="I11",
+        module="connection.py",
+        old="            uvicorn.abort(self._protocol)\n",
+        new="",
+        test="test_mutation_gaps.py::test_i11_a_peer_that_takes_nothing_is_aborted",
+        reason="A connection that is given up keeps its descriptor while its peer does not read.",
+    ),
+    Mutation(
+        name="nobody-is-watched",
+        invariant="I11",
+        module="asgi.py",
+        old="            self._watch.add(connection.protocol)\n",
+        new="            pass\n",
+        test="test_mutation_gaps.py::test_i11_a_transport_that_cannot_close_is_aborted",
+        reason="A transport that uvicorn closes stays for as long as its peer does not read.",
+    ),
+    Mutation(
+        name="watch-without-abort",
+        invariant="I11",
+        module="servers/uvicorn.py",
+        old="                abort(protocol)\n",
+        new="",
+        test="test_servers_uvicorn.py::test_the_watch_aborts_what_cannot_close",
+        reason="The watch sees transports that cannot close, and leaves them.",
+    ),
+    # -- I12: we say goodbye ourselves ----------------------------------------------------------
+    Mutation(
+        name="return-is-no-normal-end",
+        invariant="I12",
+        module="views.py",
+        old="        code = 1000\n",
+        new="",
+        test="test_views.py::test_i12_a_view_that_returns_closes_1000",
+        reason="A view that returns closes as if it had raised.",
+    ),
+    Mutation(
+        name="raise-is-a-normal-end",
+        invariant="I12",
+        module="views.py",
+        old="code, reason = 1011, ",
+        new="code, reason = 1000, ",
+        test="test_views.py::test_i12_a_view_that_raises_closes_1011",
+        reason="A view that raises closes as if it had returned.",
+    ),
+    Mutation(
+        name="no-code-of-its-own",
+        invariant="I12",
+        module="views.py",
+        old="        code = APPLICATION_CODES + status\n",
+        new="",
+        test="test_views.py::test_an_http_exception_after_the_accept",
+        reason="abort(404) after the accept closes as any error does.",
+    ),
+    Mutation(
+        name="nobody-says-goodbye",
+        invariant="I12",
+        module="views.py",
+        old="""        link.close(1011 if error else 1000, "")\n""",
+        new="        pass\n",
+        test="test_mutation_gaps.py::test_i12_what_middleware_accepts_gets_its_goodbye",
+        reason="A connection that no view closes is left without a close.",
+    ),
+)
+
+
+# -- the pytest plugin: -p tests.mutations --------------------------------------------------------
+
+
+def pytest_configure() -> None:
+    """Make sure that what is tested is the copy."""
+    import flask_websockets
+
+    found, expected = Path(flask_websockets.__file__).parent, Path(os.environ[COPY])
+    if found != expected:
+        raise pytest.UsageError(f"Expected to import {expected}; got {found}.")
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """A fixture that fails is no red test: it has not come to what it tests."""
+    if report.when == "setup" and report.failed:
+        pytest.exit(f"The setup of {report.nodeid} failed:\n{report.longreprtext}", 3)
+
+
+# -- the runs ---------------------------------------------------------------------------------
+
+
+def run(tests: Iterable[str], mutation: Mutation | None = None) -> tuple[int | None, str]:
+    """Run tests against a copy of the package.
+
+    :returns: pytest's exit code, None if it did not end in time; and what it printed.
+    """
+    with tempfile.TemporaryDirectory(prefix="flask-websockets-") as name:
+        directory = Path(name).resolve()
+        copy = directory / PACKAGE.name
+        shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+        if mutation is not None:
+            path = copy / mutation.module
+            path.write_text(mutation.mutate(path.read_text()))
+        python_path = [str(directory), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {
+            **os.environ,
+            COPY: str(copy),
+            "PYTHONPATH": os.pathsep.join(python_path),
+        }
+        command = [sys.executable, "-m", "pytest", "-p", "tests.mutations"]
+        command += ["-q", "-x", "-p", "no:cacheprovider"]
+        # The thread method ends the process on the spot: a mutated one may not end by itself.
+        command += ["--timeout", str(TEST_TIMEOUT), "--timeout-method", "thread"]
+        command += [f"tests/{test}" for test in tests]
+        output = directory / "output.txt"
+        with output.open("wb") as stream:
+            code = _run_group(command, environment, stream.fileno())
+        return code, output.read_text(errors="replace")
+
+
+def _run_group(command: Sequence[str], environment: dict[str, str], output: int) -> int | None:
+    """Run a command to its end, and leave none of the servers that it has started."""
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    try:
+        return process.wait(RUN_TIMEOUT)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def try_out(mutation: Mutation) -> tuple[int | None, str, float]:
+    """Run a mutation's test against it: the exit code, what was printed, and the seconds."""
+    started = time.monotonic()
+    return *run([mutation.test], mutation), time.monotonic() - started
+
+
+def verdict(code: int | None) -> str:
+    """What a run's exit code says of its mutation."""
+    if code == pytest.ExitCode.OK:
+        return "SURVIVED"
+    return "red" if code == pytest.ExitCode.TESTS_FAILED else "ERROR"
+
+
+def selected(names: Sequence[str]) -> list[Mutation]:
+    """The mutations with these names or of these invariants; all of them without any."""
+    known = {mutation.name for mutation in MUTATIONS} | {each.invariant for each in MUTATIONS}
+    if unknown := set(names) - known:
+        raise SystemExit(f"No such mutation: {', '.join(sorted(unknown))}")
+    return [each for each in MUTATIONS if not names or {each.name, each.invariant} & set(names)]
+
+
+def main(names: Sequence[str]) -> int:
+    mutations = selected(names)
+    tests = list(dict.fromkeys(mutation.test for mutation in mutations))
+    started = time.monotonic()
+    code, output = run(tests)
+    if code != pytest.ExitCode.OK:
+        print(f"{output}\nThe tests are not green without a mutation.")
+        return 1
+    print(f"{len(tests)} tests are green without a mutation, {time.monotonic() - started:.1f} s\n")
+    width = max(len(mutation.name) for mutation in mutations)
+    print(f"{'mutation':<{width}}  invariant  result    seconds")
+    verdicts = []
+    with ThreadPoolExecutor(JOBS) as pool:
+        for mutation, (code, output, seconds) in zip(
+            mutations, pool.map(try_out, mutations), strict=True
+        ):
+            result = verdict(code)
+            verdicts.append(result)
+            line = f"{mutation.name:<{width}}  {mutation.invariant:<9}  {result:<8}  {seconds:7.1f}"
+            print(line, flush=True)
+            if result != "red":
+                print(f"\n{output}\n{mutation.test} does not see: {mutation.reason}\n", flush=True)
+    red = verdicts.count("red")
+    print(f"\n{red} of {len(verdicts)} mutations are red, {time.monotonic() - started:.0f} s")
+    return 0 if red == len(verdicts) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
