@@ -408,6 +408,30 @@ def test_i6_a_message_above_the_limit_closes_1009(run, app):
     assert seen == [1, 50, 100, 1009]
 
 
+def test_a_system_without_threads(run, app, monkeypatch):
+    """Where no thread can be started a handshake and a request get 503, and nothing is kept."""
+    websockets, asgi = make(app, WEBSOCKETS_MAX_HANDSHAKES=1)
+    websockets.route("/ws")(lambda ws: None)
+
+    def start(thread):
+        raise RuntimeError("can't start new thread")
+
+    async def main():
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", start)
+            for _ in range(3):
+                async with connection(asgi, "/ws") as peer:
+                    assert await peer.get_status() == 503
+            assert (await get(asgi))[0] == 503
+        stats = websockets.stats()
+        assert (stats.connections, stats.view_threads) == (0, 0)
+        async with connection(asgi, "/ws") as peer:
+            assert await peer.get_status() == 101
+        assert (await get(asgi))[0] == 404
+
+    run(main)
+
+
 def test_i8_blocked_views_do_not_starve_http(run, app):
     """More sockets than HTTP threads, all blocked: HTTP answers."""
     websockets, asgi = make(app, WEBSOCKETS_HTTP_THREADS=2)
