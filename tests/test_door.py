@@ -14,7 +14,7 @@ import pytest
 
 from flask_websockets import NotRunning
 from flask_websockets.bridge import Door
-from flask_websockets.bridge.door import COMMANDS_PER_TURN
+from flask_websockets.bridge.door import COMMANDS_PER_TURN, RELEASED_PER_TURN
 
 TIMEOUT = 5
 
@@ -136,6 +136,24 @@ def test_hand_over_wakes_the_waiting_thread(run):
         await wait_until(lambda: len(got) == 3)
         thread.join(TIMEOUT)
         assert got == [0, 1, 2]
+
+    run(main)
+
+
+def test_a_crowd_of_threads_is_released_in_turns(run):
+    """However many threads wait, each gets what was handed over, and closing forgets none."""
+
+    async def main():
+        door = Door(10)
+        queues = [SimpleQueue() for _ in range(RELEASED_PER_TURN * 3 + 1)]
+        for number, queue in enumerate(queues):
+            door.hand_over(queue, number)
+        await wait_until(lambda: not queues[-1].empty())
+        assert [queue.get_nowait() for queue in queues] == list(range(len(queues)))
+        for number, queue in enumerate(queues):
+            door.hand_over(queue, number)
+        door.close()
+        assert [queue.get_nowait() for queue in queues] == list(range(len(queues)))
 
     run(main)
 
