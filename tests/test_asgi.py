@@ -425,6 +425,7 @@ def test_a_system_without_threads(run, app, monkeypatch):
             assert (await get(asgi))[0] == 503
         stats = websockets.stats()
         assert (stats.connections, stats.view_threads) == (0, 0)
+        assert (stats.refused_full, stats.http_refused) == (3, 1)
         async with connection(asgi, "/ws") as peer:
             assert await peer.get_status() == 101
         assert (await get(asgi))[0] == 404
@@ -465,7 +466,7 @@ def test_i8_blocked_views_do_not_starve_http(run, app):
 def test_i8_http_requests_queue_and_then_get_503(run, app, monkeypatch):
     """Above threads and queue a request is answered 503, and the others come through."""
     monkeypatch.setattr("flask_websockets.bridge.threads.QUEUED_PER_THREAD", 2)
-    _, asgi = make(app, WEBSOCKETS_HTTP_THREADS=1)
+    websockets, asgi = make(app, WEBSOCKETS_HTTP_THREADS=1)
     go = threading.Event()
 
     @app.get("/")
@@ -485,6 +486,7 @@ def test_i8_http_requests_queue_and_then_get_503(run, app, monkeypatch):
             await wait_until(lambda: statuses == [503, 503])
             go.set()
         assert sorted(statuses) == [200, 200, 200, 503, 503]
+        assert websockets.stats().http_refused == 2
 
     run(main)
 

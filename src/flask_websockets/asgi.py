@@ -146,7 +146,8 @@ class Application:
         match scope["type"]:
             case "http":
                 runtime = self._runtime(self._config)
-                await self._http.serve(runtime.door, scope, receive, send)
+                if not await self._http.serve(runtime.door, scope, receive, send):
+                    runtime.counters.http_refused += 1
             case "websocket":
                 await self._websocket(scope, receive, send)
             case "lifespan":
@@ -206,6 +207,7 @@ class Application:
         try:
             connection = self._connect(runtime, scope, receive, send)
             if connection is None:
+                runtime.counters.refused_full += 1
                 await self._turn_away(scope, send, "No thread is left.")
                 return
             await runtime.serve(connection, handshake_done)

@@ -11,6 +11,7 @@ class Counters:
 
     connections: int = 0  # loop only
     refused_full: int = 0  # loop only
+    http_refused: int = 0  # loop only
     handshake_timeouts: int = 0  # loop only
     published: int = 0  # loop only
     delivered: int = 0  # loop only
@@ -44,8 +45,10 @@ class Stats:
     #: Connections that were accepted.
     connections_total: int
     #: Handshakes answered 503 because of ``WEBSOCKETS_MAX_CONNECTIONS`` or
-    #: ``WEBSOCKETS_MAX_HANDSHAKES``.
+    #: ``WEBSOCKETS_MAX_HANDSHAKES``, or because the system has no thread left.
     refused_full: int
+    #: HTTP requests answered 503 because too many wait for a thread, or none is left.
+    http_refused: int
     #: Handshakes answered 503 because the view neither accepted nor refused in time.
     handshake_timeouts: int
     #: Publishes that the hub has distributed.

@@ -37,9 +37,11 @@ class HttpAdapter(WsgiToAsgi):
         super().__init__(wsgi_app)  # type: ignore[no-untyped-call]
         self._pool = pool
 
-    async def serve(self, door: Door, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request of the loop that *door* leads to."""
-        await _Request(self.wsgi_application, self._pool, door)(scope, receive, send)
+    async def serve(self, door: Door, scope: Scope, receive: Receive, send: Send) -> bool:
+        """Serve one request of the loop that *door* leads to; False if there was no room."""
+        request = _Request(self.wsgi_application, self._pool, door)
+        await request(scope, receive, send)
+        return not request.refused
 
 
 class _Request(WsgiToAsgiInstance):
@@ -47,6 +49,7 @@ class _Request(WsgiToAsgiInstance):
         super().__init__(wsgi_app)  # type: ignore[no-untyped-call]
         self._pool = pool
         self._pipe = Pipe(door)
+        self.refused = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with SpooledTemporaryFile(max_size=SPOOL_BYTES) as body:
@@ -65,6 +68,7 @@ class _Request(WsgiToAsgiInstance):
             except RuntimeError:  # the system has no thread left
                 submitted = False
             if not submitted:
+                self.refused = True
                 await _refuse(send)
                 return
             await self._respond(send)
