@@ -431,11 +431,12 @@ MUTATIONS = (
         name="views-on-the-http-pool",
         invariant="I8",
         module="asgi.py",
-        old="self._http = HttpAdapter(wsgi_app, HttpPool(config.http_threads))",
-        new="""self._http = HttpAdapter(wsgi_app, pool := HttpPool(config.http_threads))
+        old="self._http = HttpAdapter(wsgi_app, HttpPool(config.http_threads), ",
+        new="""pool = HttpPool(config.http_threads)
         from . import connection
 
-        connection.start_view_thread = lambda run, name: pool.submit(run)""",
+        connection.start_view_thread = lambda run, name: pool.submit(run)
+        self._http = HttpAdapter(wsgi_app, pool, """,
         test="test_asgi.py::test_i8_blocked_views_do_not_starve_http",
         reason="Views and HTTP share one limit of threads.",
     ),

@@ -83,6 +83,8 @@ class TestEnviron:
             "SCRIPT_NAME": "",
             "PATH_INFO": "/items",
             "QUERY_STRING": "a=1&b=%20",
+            "REQUEST_URI": "/items?a=1&b=%20",
+            "RAW_URI": "/items?a=1&b=%20",
             "SERVER_PROTOCOL": "HTTP/1.1",
             "SERVER_NAME": "example.com",
             "SERVER_PORT": "8000",
@@ -93,6 +95,7 @@ class TestEnviron:
             "wsgi.version": (1, 0),
             "wsgi.url_scheme": "http",
             "wsgi.input": body,
+            "wsgi.input_terminated": True,
             "wsgi.errors": sys.stderr,
             "wsgi.multithread": True,
             "wsgi.multiprocess": False,
@@ -148,8 +151,8 @@ class TestEnviron:
         [
             (None, "ws", ("localhost", "80")),
             (None, "wss", ("localhost", "443")),
-            (("/run/app.sock", None), "http", ("/run/app.sock", "80")),
-            (("/run/app.sock", None), "https", ("/run/app.sock", "443")),
+            (("/run/app.sock", None), "http", ("localhost", "80")),
+            (("/run/app.sock", None), "https", ("localhost", "443")),
             (("::1", 8443), "https", ("::1", "8443")),
         ],
     )

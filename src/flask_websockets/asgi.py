@@ -16,7 +16,7 @@ from .counters import Counters, Stats
 from .environ import Scope, WSGIEnviron, build_environ
 from .errors import UsageError
 from .http import HttpAdapter
-from .protocol import refusal_messages, unavailable
+from .protocol import PlainResponse, plain_response, refusal_messages, unavailable
 from .servers import uvicorn
 
 #: Under this key of ``scope["state"]`` a front in this process leaves an :class:`Upgrade`.
@@ -139,15 +139,14 @@ class Application:
         self._restart = restart
         self._stop = stop
         self._answer = answer
-        self._http = HttpAdapter(wsgi_app, HttpPool(config.http_threads))
+        self._http = HttpAdapter(wsgi_app, HttpPool(config.http_threads), config.send_timeout)
         self._handshakes: tuple[Runtime, anyio.Semaphore] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         match scope["type"]:
             case "http":
                 runtime = self._runtime(self._config)
-                if not await self._http.serve(runtime.door, scope, receive, send):
-                    runtime.counters.http_refused += 1
+                await self._http.serve(runtime.door, runtime.counters, scope, receive, send)
             case "websocket":
                 await self._websocket(scope, receive, send)
             case "lifespan":
@@ -180,21 +179,29 @@ class Application:
         runtime, config = self._runtime(self._config), self._config
         if (await receive())["type"] != "websocket.connect":
             return  # the client left before we came to it
+        try:
+            environ = _upgrade(scope).environ or build_environ(scope)
+        except ValueError as error:
+            await self._turn_away(scope, send, plain_response(400, str(error)))
+            return
         if not runtime.admit(config):
-            await self._turn_away(scope, send, "All connections are taken.")
+            await self._turn_away(scope, send, unavailable("All connections are taken."))
             return
         try:
-            await self._admitted(runtime, scope, receive, send)
+            await self._admitted(runtime, scope, environ, receive, send)
         finally:
             runtime.discharge()
 
-    async def _admitted(self, runtime: Runtime, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _admitted(
+        self, runtime: Runtime, scope: Scope, environ: WSGIEnviron, receive: Receive, send: Send
+    ) -> None:
         slots, config = self._slots(runtime), self._config
         with anyio.move_on_after(config.handshake_timeout) as waiting:
             await slots.acquire()
         if waiting.cancelled_caught:
             runtime.counters.refused_full += 1
-            await self._turn_away(scope, send, "Too many handshakes at the same time.")
+            reason = "Too many handshakes at the same time."
+            await self._turn_away(scope, send, unavailable(reason))
             return
         held = True
 
@@ -205,10 +212,10 @@ class Application:
                 slots.release()
 
         try:
-            connection = self._connect(runtime, scope, receive, send)
+            connection = self._connect(runtime, scope, environ, receive, send)
             if connection is None:
                 runtime.counters.refused_full += 1
-                await self._turn_away(scope, send, "No thread is left.")
+                await self._turn_away(scope, send, unavailable("No thread is left."))
                 return
             await runtime.serve(connection, handshake_done)
         finally:
@@ -218,13 +225,12 @@ class Application:
             upgrade.on_error(connection.view_error)
 
     def _connect(
-        self, runtime: Runtime, scope: Scope, receive: Receive, send: Send
+        self, runtime: Runtime, scope: Scope, environ: WSGIEnviron, receive: Receive, send: Send
     ) -> Connection | None:
         """Start the view of a handshake; None if the system has no thread for it."""
         upgrade = _upgrade(scope)
         link = Link(runtime.door, self._config, scope.get("extensions"))
         connection = Connection(link, self._config, runtime.counters, scope, receive, send)
-        environ = upgrade.environ if upgrade.environ is not None else build_environ(scope)
         offered = [name.strip() for name in scope.get("subprotocols") or ()]
         app = upgrade.app or self._wsgi_app
         try:
@@ -243,9 +249,9 @@ class Application:
             self._handshakes = (runtime, anyio.Semaphore(limit, fast_acquire=True))
         return self._handshakes[1]
 
-    async def _turn_away(self, scope: Scope, send: Send, reason: str) -> None:
+    async def _turn_away(self, scope: Scope, send: Send, response: PlainResponse) -> None:
         with anyio.move_on_after(self._config.send_timeout):
-            for message in refusal_messages(scope.get("extensions"), *unavailable(reason)):
+            for message in refusal_messages(scope.get("extensions"), *response):
                 await send(message)
 
 

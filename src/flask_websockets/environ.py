@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable, MutableMapping
+from functools import lru_cache
 from io import BytesIO
 from typing import Any
+from urllib.parse import quote, unquote_to_bytes
 
 WSGIEnviron = dict[str, Any]
 #: ASGI scopes and messages are dicts of whatever the specification says.
@@ -14,6 +16,12 @@ Scope = MutableMapping[str, Any]
 
 #: Where a handshake's WebSocket lies in the environ.
 WEBSOCKET = "flask_websockets.websocket"
+
+#: asgiref's figure, and more than any client sends.
+MAX_COPIES = 100
+
+#: Headers whose variables have no prefix, and no lists: the last copy counts, as in gunicorn.
+_SINGLE = {"CONTENT_LENGTH", "CONTENT_TYPE"}
 
 _SCHEMES = {"ws": "http", "wss": "https"}
 _DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
@@ -26,25 +34,31 @@ def build_environ(scope: Scope, body: Any = None) -> WSGIEnviron:
     from the Upgrade header, and ``request.is_secure`` stays true.
 
     :param body: the readable ``wsgi.input``; empty if None.
+    :raises ValueError: for more than ``MAX_COPIES`` copies of one header.
     """
-    root_path = scope.get("root_path", "").rstrip("/")
-    path = scope["path"]
-    if root_path and (path == root_path or path.startswith(root_path + "/")):
-        path = path[len(root_path) :]
-    server = scope.get("server") or ("localhost", None)
+    root_path, path_info = _split_path(scope)
+    # A unix socket's path is no server name.
+    server = scope.get("server")
+    name, port = server if server and server[1] is not None else ("localhost", None)
     scheme = scope.get("scheme", "http")
     scheme = _SCHEMES.get(scheme, scheme)
+    query = scope.get("query_string", b"").decode("latin-1")
+    uri = _raw_path(scope) + (f"?{query}" if query else "")
     environ: WSGIEnviron = {
         "REQUEST_METHOD": scope.get("method", "GET"),
-        "SCRIPT_NAME": _wsgi_text(root_path),
-        "PATH_INFO": _wsgi_text(path),
-        "QUERY_STRING": scope.get("query_string", b"").decode("latin-1"),
+        "SCRIPT_NAME": root_path,
+        "PATH_INFO": path_info,
+        "QUERY_STRING": query,
+        "REQUEST_URI": uri,
+        "RAW_URI": uri,
         "SERVER_PROTOCOL": f"HTTP/{scope.get('http_version', '1.1')}",
-        "SERVER_NAME": str(server[0]),
-        "SERVER_PORT": str(server[1] or _DEFAULT_PORTS.get(str(scheme), 80)),
+        "SERVER_NAME": str(name),
+        "SERVER_PORT": str(port or _DEFAULT_PORTS.get(str(scheme), 80)),
         "wsgi.version": (1, 0),
         "wsgi.url_scheme": scheme,
         "wsgi.input": BytesIO() if body is None else body,
+        # The end of the body is its end: no Content-Length is needed to find it.
+        "wsgi.input_terminated": True,
         "wsgi.errors": sys.stderr,
         "wsgi.multithread": True,
         "wsgi.multiprocess": False,
@@ -53,7 +67,7 @@ def build_environ(scope: Scope, body: Any = None) -> WSGIEnviron:
     if client := scope.get("client"):
         environ["REMOTE_ADDR"] = str(client[0])
         environ["REMOTE_PORT"] = str(client[1])
-    environ.update(_header_variables(scope.get("headers", ())))
+    _add_headers(environ, scope.get("headers", ()))
     if scope["type"] == "websocket":
         # An HTTP/2 extended CONNECT carries neither, and Werkzeug's router looks for both.
         environ["HTTP_CONNECTION"] = "Upgrade"
@@ -61,27 +75,69 @@ def build_environ(scope: Scope, body: Any = None) -> WSGIEnviron:
     return environ
 
 
+def _split_path(scope: Scope) -> tuple[str, str]:
+    """SCRIPT_NAME and PATH_INFO as PEP 3333 wants them: bytes posing as Latin-1 characters."""
+    root_path = scope.get("root_path", "").rstrip("/")
+    path = scope["path"]
+    if "\ufffd" in path and (raw_path := scope.get("raw_path")):
+        # The server has decoded bytes that are no UTF-8. Those of raw_path are taken if they
+        # are those of this path: a middleware may have changed the one and not the other.
+        kept = unquote_to_bytes(raw_path)
+        if kept.decode("utf-8", "replace") in (path, root_path + path):
+            path = kept.decode("utf-8", "surrogateescape")
+    # Servers and frameworks differ in whether the path includes the root path.
+    if root_path and (path == root_path or path.startswith(f"{root_path}/")):
+        path = path[len(root_path) :]
+    return _wsgi_text(root_path), _wsgi_text(path)
+
+
 def _wsgi_text(text: str) -> str:
-    """Text as PEP 3333 wants it: bytes, each posing as a Latin-1 character."""
+    if text.isascii():
+        return text
     return text.encode("utf-8", "surrogateescape").decode("latin-1")
 
 
-def _header_variables(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+def _raw_path(scope: Scope) -> str:
+    raw_path = scope.get("raw_path")
+    if raw_path is None:
+        return quote(scope["path"].encode("utf-8", "surrogateescape"), safe="/:@!$&'()*+,;=~%")
+    return str(raw_path.decode("latin-1"))
+
+
+def _add_headers(environ: WSGIEnviron, headers: Iterable[tuple[bytes, bytes]]) -> None:
     # Lists and one join: repeated concatenation is quadratic (CVE-2025-14550).
-    collected: dict[str, list[str]] = {}
+    repeated: dict[str, list[str]] = {}
+    authority = None
     for raw_name, raw_value in headers:
-        # X_Forwarded_For must not pose as X-Forwarded-For (CVE-2015-0219).
-        if b"_" in raw_name:
-            continue
-        name = raw_name.decode("latin-1").upper().replace("-", "_")
-        if name not in ("CONTENT_LENGTH", "CONTENT_TYPE"):
-            name = f"HTTP_{name}"
-        collected.setdefault(name, []).append(raw_value.decode("latin-1"))
-    # RFC 9113 section 8.2.3: HTTP/2 splits cookies, and they join with a semicolon.
-    return {
-        name: ("; " if name == "HTTP_COOKIE" else ",").join(values)
-        for name, values in collected.items()
-    }
+        name, value = _variable(raw_name), raw_value.decode("latin-1")
+        if name is None:
+            if raw_name == b":authority":
+                authority = value
+        elif name not in environ or name in _SINGLE:
+            environ[name] = value
+        else:
+            copies = repeated.setdefault(name, [environ[name]])
+            if len(copies) == MAX_COPIES:
+                raise ValueError(
+                    f"Expected at most {MAX_COPIES} headers {raw_name.decode('latin-1')}; got more."
+                )
+            copies.append(value)
+    for name, values in repeated.items():
+        # RFC 9113 section 8.2.3: HTTP/2 splits cookies, and they join with a semicolon.
+        environ[name] = ("; " if name == "HTTP_COOKIE" else ",").join(values)
+    if authority is not None:
+        environ.setdefault("HTTP_HOST", authority)
+
+
+@lru_cache(maxsize=512)
+def _variable(raw_name: bytes) -> str | None:
+    """The variable of a header; None for one that has none."""
+    # X_Forwarded_For must not pose as X-Forwarded-For (CVE-2015-0219). A colon begins the
+    # pseudo-headers of HTTP/2.
+    if b"_" in raw_name or raw_name.startswith(b":"):
+        return None
+    name = raw_name.decode("latin-1").upper().replace("-", "_")
+    return name if name in _SINGLE else f"HTTP_{name}"
 
 
 def origin_allowed(origin: str | None, host: str, allowed: Iterable[str]) -> bool:

@@ -9,19 +9,23 @@ task's context, and the two sides meet in a :class:`~.bridge.Pipe`.
 from __future__ import annotations
 
 import contextvars
+import io
 from collections.abc import Awaitable, Callable
 from functools import partial
-from tempfile import SpooledTemporaryFile
-from typing import IO, Any
 
-from asgiref.wsgi import WsgiToAsgi, WsgiToAsgiInstance
+import anyio
+import anyio.lowlevel
+from asgiref.wsgi import WsgiToAsgi
 
 from .bridge import ASGIMessage, Door, HttpPool, Pipe
+from .counters import Counters
 from .environ import Scope, WSGIEnviron, build_environ
-from .protocol import encode_headers, unavailable
+from .protocol import PlainResponse, encode_headers, plain_response, unavailable
+from .servers import uvicorn
+from .wsgi import Call, RequestBody, WSGIApp
 
-#: Bodies up to here stay in memory; asgiref's own figure.
-SPOOL_BYTES = 65_536
+#: Seconds that a server gets to tell us of an end that we have caused.
+END_TIMEOUT = 1.0
 
 Receive = Callable[[], Awaitable[ASGIMessage]]
 Send = Callable[[ASGIMessage], Awaitable[None]]
@@ -30,101 +34,173 @@ Send = Callable[[ASGIMessage], Awaitable[None]]
 class HttpAdapter(WsgiToAsgi):
     """asgiref's adapter with threads of its own.
 
-    :param door: where the threads of the request's loop find it.
+    :param send_timeout: seconds in which a client must take a window of the response.
     """
 
-    def __init__(self, wsgi_app: Callable[..., Any], pool: HttpPool) -> None:
+    def __init__(self, wsgi_app: WSGIApp, pool: HttpPool, send_timeout: float) -> None:
         super().__init__(wsgi_app)  # type: ignore[no-untyped-call]
         self._pool = pool
+        self._send_timeout = send_timeout
 
-    async def serve(self, door: Door, scope: Scope, receive: Receive, send: Send) -> bool:
-        """Serve one request of the loop that *door* leads to; False if there was no room."""
-        request = _Request(self.wsgi_application, self._pool, door)
-        await request(scope, receive, send)
-        return not request.refused
-
-
-class _Request(WsgiToAsgiInstance):
-    def __init__(self, wsgi_app: Callable[..., Any], pool: HttpPool, door: Door) -> None:
-        super().__init__(wsgi_app)  # type: ignore[no-untyped-call]
-        self._pool = pool
-        self._pipe = Pipe(door)
-        self.refused = False
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with SpooledTemporaryFile(max_size=SPOOL_BYTES) as body:
-            while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    return
-                body.write(message.get("body", b""))
-                if not message.get("more_body"):
-                    break
-            body.seek(0)
-            environ = self.build_environ(scope, body)
-            run = partial(contextvars.copy_context().run, self._call_wsgi_app, environ)
-            try:
-                submitted = self._pool.submit(run)
-            except RuntimeError:  # the system has no thread left
-                submitted = False
-            if not submitted:
-                self.refused = True
-                await _refuse(send)
-                return
-            await self._respond(send)
-
-    def build_environ(self, scope: Scope, body: IO[bytes]) -> WSGIEnviron:
-        return build_environ(scope, body)
-
-    async def _respond(self, send: Send) -> None:
-        """Loop. Pass on what the thread has for the client, in its order."""
+    async def serve(
+        self, door: Door, counters: Counters, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Serve one request of the loop that *door* leads to."""
         try:
-            more = True
-            while more:
-                for message in await self._pipe.get():
-                    await send(message)
-                    more = message.get("more_body", True)
-                self._pipe.taken()
+            environ = build_environ(scope)
+        except ValueError as error:
+            return await _answer(send, plain_response(400, str(error)))
+        body: ASGIMessage = {"more_body": True}
+        # A body that is not here yet is not waited for: the view may answer without it.
+        at_once = uvicorn.has_received(uvicorn.exchange_of(receive, "receive"))
+        if at_once or not _announces_body(environ):
+            body = await receive()
+            if body["type"] != "http.request":
+                return  # the client left before we came to it
+        pipe = Pipe(door)
+        if body.get("more_body"):
+            environ["wsgi.input"] = RequestBody.buffered(pipe)
+        else:
+            environ["wsgi.input"] = io.BytesIO(body.get("body", b""))
+        call = Call(self.wsgi_application, pipe, environ["REQUEST_METHOD"])
+        if not self._start(call, environ):
+            counters.http_refused += 1
+            return await _answer(send, unavailable("The server is too busy."))
+        response = _Exchange(call, pipe, receive, send, self._send_timeout)
+        try:
+            await response.run(body)
+        except _Left:
+            pass  # the thread learns of it from the pipe
+        except _Stuck:
+            counters.send_timeouts += 1
+            await response.cut()
         finally:
-            self._pipe.close()
+            pipe.close()
 
-    def _call_wsgi_app(self, environ: WSGIEnviron) -> None:
-        """HTTP thread. Call the application and pass on its response."""
+    def _start(self, call: Call, environ: WSGIEnviron) -> bool:
+        # A copy: what the view sets must not reach the next request of this connection.
+        run = partial(contextvars.copy_context().run, call.run_wsgi_app, environ)
+        return self._pool.submit(run)
+
+
+class _Stuck(Exception):
+    """The client did not take what was sent for the send timeout."""
+
+
+class _Left(Exception):
+    """The server says that the client has left."""
+
+
+class _Exchange:
+    """One request and its response, while the application works on them."""
+
+    def __init__(
+        self, call: Call, pipe: Pipe, receive: Receive, send: Send, send_timeout: float
+    ) -> None:
+        self._call = call
+        self._pipe = pipe
+        self._receive = receive
+        self._server_send = send
+        self._uvicorn = uvicorn.exchange_of(send, "send")
+        self._send_timeout = send_timeout
+        self._started = False
+        self._error: Exception | None = None
+
+    async def run(self, body: ASGIMessage) -> None:
+        """Pass the response on until it is complete, or the client has left.
+
+        :param body: the first message of the request's body.
+        :raises _Stuck: if the client does not take the response.
+        :raises Exception: what the application raised.
+        """
+        chunk, last = b"", False
+        if not body.get("more_body"):
+            chunk, last = await self._pipe.get()
+            if last:  # a small response takes no task but the server's
+                return await self._pass_on(chunk, last)
+        async with anyio.create_task_group() as both:
+            both.start_soon(self._end_with, partial(self._read, body), both.cancel_scope)
+            await self._end_with(partial(self._write, chunk), both.cancel_scope)
+        if self._error is not None:
+            raise self._error
+
+    async def _end_with(self, half: Callable[[], Awaitable[None]], both: anyio.CancelScope) -> None:
         try:
-            chunks = self.wsgi_application(environ, self.start_response)
-            try:
-                self._pass_on(chunks)
-            finally:
-                if hasattr(chunks, "close"):
-                    chunks.close()
-        except BrokenPipeError:
-            pass  # the client left: the application was told through close()
-        except BaseException as error:
-            # The task raises it, and the server logs it and answers 500 where it still can.
-            self._pipe.fail(error)
+            await half()
+        except Exception as error:
+            self._error = error  # raised as itself, not in a group
+        both.cancel()
 
-    def _pass_on(self, chunks: Any) -> None:
-        """HTTP thread. The start crosses together with the first chunk."""
-        sent = 0
-        for chunk in chunks:
-            allowed = self.response_content_length
-            if allowed is not None:
-                chunk = chunk[: allowed - sent]
-            sent += len(chunk)
-            last = sent == allowed
-            self._pipe.put(self._messages(chunk, last), last=last)
-            if last:
+    async def _read(self, message: ASGIMessage) -> None:
+        """Bring in the body; then wait for the news that the client has left."""
+        more = message.get("more_body", False)
+        if more:
+            self._pipe.feed(message.get("body", b""))
+        while True:
+            if more:
+                await self._pipe.wanted()
+            message = await self._receive()
+            if message["type"] != "http.request":
                 return
-        self._pipe.put(self._messages(b"", True), last=True)
+            if not more:
+                # This server repeats itself instead of waiting: do not ask it again.
+                await anyio.sleep_forever()
+            self._pipe.feed(message.get("body", b""))
+            more = message.get("more_body", False)
+            if not more:
+                self._pipe.end()
 
-    def _messages(self, chunk: bytes, last: bool) -> list[ASGIMessage]:
-        start = [] if self.response_started else [self.response_start]
-        self.response_started = True
-        return [*start, {"type": "http.response.body", "body": chunk, "more_body": not last}]
+    async def _write(self, chunk: bytes) -> None:
+        """Pass the response on, of which *chunk* has come already."""
+        last = False
+        if chunk:
+            await self._pass_on(chunk, last)
+        while not last:
+            chunk, last = await self._pipe.get()
+            await self._pass_on(chunk, last)
+
+    async def _pass_on(self, chunk: bytes, last: bool) -> None:
+        if not self._started:
+            self._started = True
+            await self._send(self._call.response_start)
+        for begin in range(0, len(chunk) or 1, Pipe.WINDOW_BYTES):
+            piece = chunk[begin : begin + Pipe.WINDOW_BYTES]
+            more = not last or begin + Pipe.WINDOW_BYTES < len(chunk)
+            await self._send({"type": "http.response.body", "body": piece, "more_body": more})
+        if not last:
+            # From here on we must see the client leave, even if the view reads no body.
+            self._pipe.read_ahead()
+            self._pipe.taken(len(chunk))
+            if uvicorn.has_disconnected(self._uvicorn):
+                raise _Left
+
+    async def _send(self, message: ASGIMessage) -> None:
+        try:
+            if uvicorn.is_writable(self._uvicorn):
+                await self._server_send(message)  # which does not wait
+                return
+            with anyio.move_on_after(self._send_timeout) as deadline:
+                await self._server_send(message)
+        except OSError:
+            raise _Left from None  # ASGI: what send raises when the client has left
+        if deadline.cancelled_caught:
+            raise _Stuck
+
+    async def cut(self) -> None:
+        """End the connection of a client that does not read."""
+        if self._uvicorn is not None:
+            uvicorn.abort(self._uvicorn)
+        with anyio.move_on_after(END_TIMEOUT):
+            while (await self._receive())["type"] == "http.request":
+                await anyio.lowlevel.checkpoint()
 
 
-async def _refuse(send: Send) -> None:
-    status, headers, body = unavailable("The server is too busy.")
+def _announces_body(environ: WSGIEnviron) -> bool:
+    return environ.get("CONTENT_LENGTH", "0") != "0" or "HTTP_TRANSFER_ENCODING" in environ
+
+
+async def _answer(send: Send, response: PlainResponse) -> None:
+    status, headers, body = response
     await send(
         {"type": "http.response.start", "status": status, "headers": encode_headers(headers)}
     )

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from types import MappingProxyType
 from typing import Any
+from wsgiref.util import is_hop_by_hop
 
 from .errors import ConnectionClosed, InvalidState
 
@@ -135,17 +136,21 @@ def validate_headers(headers: Headers) -> list[tuple[str, str]]:
     """
     pairs = list(headers.items() if isinstance(headers, Mapping) else headers)
     for name, value in pairs:
-        if not isinstance(name, str) or not isinstance(value, str):
-            raise TypeError(f"A header is a pair of str; got {name!r}: {value!r}.")
-        if not _TOKEN.fullmatch(name):
-            raise ValueError(f"{name!r} is no header name: expected a token (RFC 7230).")
-        if not _HEADER_VALUE.fullmatch(value):
-            raise ValueError(
-                f"The value of header {name} has a character that may not be sent: {value!r}."
-            )
+        _validate_header(name, value)
         if name.lower() in _HANDSHAKE_HEADERS:
             raise ValueError(f"Header {name} belongs to the handshake; the server writes it.")
     return pairs
+
+
+def _validate_header(name: str, value: str) -> None:
+    if not isinstance(name, str) or not isinstance(value, str):
+        raise TypeError(f"A header is a pair of str; got {name!r}: {value!r}.")
+    if not _TOKEN.fullmatch(name):
+        raise ValueError(f"{name!r} is no header name: expected a token (RFC 7230).")
+    if not _HEADER_VALUE.fullmatch(value):
+        raise ValueError(
+            f"The value of header {name} has a character that may not be sent: {value!r}."
+        )
 
 
 def encode_headers(pairs: Pairs) -> list[tuple[bytes, bytes]]:
@@ -163,21 +168,68 @@ def _header_bytes(value: str) -> bytes:
         return value.encode()
 
 
+def parse_status(status: str) -> int:
+    """The code of a WSGI status such as ``200 OK``. The phrase cannot cross ASGI.
+
+    :raises TypeError: if it is no ``str``.
+    :raises ValueError: if it is not the code of a final response.
+    """
+    if not isinstance(status, str):
+        raise TypeError(f"A status is a str; got {type(status).__name__}.")
+    code = status.split(" ", 1)[0]
+    if not re.fullmatch("[2-5][0-9][0-9]", code):
+        raise ValueError(f"Expected a status from 200 to 599, such as '200 OK'; got {status!r}.")
+    return int(code)
+
+
+def encode_response_headers(
+    status: int, pairs: Pairs
+) -> tuple[list[tuple[bytes, bytes]], int | None]:
+    """Headers of a WSGI response as ASGI wants them, and the Content-Length among them.
+
+    Those that speak of the connection are the server's (PEP 3333), but for the ``Upgrade``
+    that belongs to a 426. A 204 has no length (RFC 9110 section 8.6), and servers wait for the
+    body that a 304 announces.
+
+    :raises TypeError: if names or values are not ``str``.
+    :raises ValueError: for CR, LF, characters outside Latin-1 and names that are no token.
+    """
+    encoded: list[tuple[bytes, bytes]] = []
+    length: int | None = None
+    for name, value in pairs:
+        _validate_header(name, value)
+        lower, value = name.lower(), value.strip(" \t")
+        if lower == "content-length":
+            if status in (204, 304):
+                continue
+            length = int(value)
+        elif is_hop_by_hop(lower) and (lower, value.lower()) != ("upgrade", "websocket"):
+            continue
+        encoded.append((lower.encode("latin-1"), value.encode("latin-1")))
+    return encoded, length
+
+
 #: Seconds after which a client that was refused for want of room may try again.
 RETRY_AFTER = 5
 
-Refusal = tuple[int, list[tuple[str, str]], bytes]
+#: Status, headers and body.
+PlainResponse = tuple[int, list[tuple[str, str]], bytes]
 
 
-def unavailable(reason: str) -> Refusal:
-    """The response to a handshake for which there is no room: 503 with Retry-After."""
+def plain_response(status: int, reason: str) -> PlainResponse:
+    """A response that no view makes: one line of text."""
     body = f"{reason}\n".encode()
     headers = [
         ("Content-Type", "text/plain; charset=utf-8"),
         ("Content-Length", str(len(body))),
-        ("Retry-After", str(RETRY_AFTER)),
     ]
-    return 503, headers, body
+    return status, headers, body
+
+
+def unavailable(reason: str) -> PlainResponse:
+    """The response to a request for which there is no room: 503 with Retry-After."""
+    status, headers, body = plain_response(503, reason)
+    return status, [*headers, ("Retry-After", str(RETRY_AFTER))], body
 
 
 def refusal_messages(

@@ -7,13 +7,14 @@ The law of this folder:
 2. Memory streams are touched on the loop only: they are not thread-safe (I2).
 3. Every attribute that both sides see names its owner on its line.
 
-``door.py`` is the door, ``link.py`` what lies between one view and one socket, ``threads.py``
-the threads themselves.
+``door.py`` is the door, ``link.py`` what lies between one view and one socket, ``pipe.py`` what
+lies between one HTTP request's thread and the loop, ``threads.py`` the threads themselves.
 """
 
 from .door import Door
 from .link import ASGIMessage, Item, Link, Outbound
-from .threads import HttpPool, LoopThread, Pipe, start_view_thread
+from .pipe import Pipe
+from .threads import HttpPool, LoopThread, start_view_thread
 
 __all__ = [
     "ASGIMessage",

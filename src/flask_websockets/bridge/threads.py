@@ -9,12 +9,6 @@ from collections.abc import Callable, Coroutine
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
-import anyio
-
-from ..errors import NotRunning
-from .door import Door
-from .link import ASGIMessage
-
 T = TypeVar("T")
 
 #: An idle HTTP thread ends after so many seconds. Longer than the gaps of steady traffic, short
@@ -63,10 +57,7 @@ class HttpPool:
         self._busy = 0  # guarded by _lock: running or queued
 
     def submit(self, run: Callable[[], None]) -> bool:
-        """Loop. Have a thread run *run*; False if too many requests wait already.
-
-        :raises RuntimeError: if the system has no thread left and the pool has none.
-        """
+        """Loop. Have a thread run *run*; False if too many requests wait, or no thread is left."""
         with self._lock:
             if self._busy >= self._size * (1 + QUEUED_PER_THREAD):
                 return False
@@ -74,21 +65,23 @@ class HttpPool:
             self._busy += 1
             self._threads += start
             number = self._threads
-        self._work.put(run)
         if start:
             try:
                 threading.Thread(
                     target=self._run, name=f"flask-websockets-http-{number}", daemon=True
                 ).start()
-            except RuntimeError:
+            except RuntimeError:  # the system has no thread left
                 with self._lock:
                     self._threads -= 1
                     if not self._threads:
-                        raise
+                        self._busy -= 1
+                        return False
+        self._work.put(run)
         return True
 
     def _run(self) -> None:
         """Thread. Run what comes, and end when nothing does."""
+        yield_to_the_loop()
         while True:
             try:
                 run = self._work.get(timeout=IDLE_SECONDS)
@@ -144,57 +137,3 @@ class LoopThread:
             self.loop.run_until_complete(self.loop.shutdown_asyncgens())
         finally:
             self.loop.close()
-
-
-class Pipe:
-    """Both sides. What one HTTP thread's response goes through; the thread waits for the loop.
-
-    Must be made on the loop.
-    """
-
-    def __init__(self, door: Door) -> None:
-        self._door = door  # set once
-        self._messages: list[ASGIMessage] = []  # loop only
-        self._error: BaseException | None = None  # loop only
-        self._arrived = anyio.Event()  # loop only
-        self._taken: SimpleQueue[bool] = SimpleQueue()  # the loop puts, the thread gets
-
-    def put(self, messages: list[ASGIMessage], *, last: bool) -> None:
-        """Thread. Give messages to the server, and wait until it took them unless it is the last.
-
-        :raises BrokenPipeError: if nobody takes them any more: the client or the server is gone.
-        """
-        self._door.post(self._arrive, (messages, None))
-        # The loop answers each put, and close() answers for good: this wait has an end.
-        if not last and not self._taken.get():
-            raise BrokenPipeError("The response is not read any more.")
-
-    def fail(self, error: BaseException) -> None:
-        """Thread. The application raised; nobody waits for more."""
-        try:
-            self._door.post(self._arrive, ([], error))
-        except NotRunning:
-            pass  # the server has stopped, and has nobody to tell
-
-    def _arrive(self, put: tuple[list[ASGIMessage], BaseException | None]) -> None:
-        self._messages, self._error = put
-        self._arrived.set()
-
-    async def get(self) -> list[ASGIMessage]:
-        """Loop. The next messages; :meth:`taken` lets the thread go on.
-
-        :raises BaseException: what the application raised.
-        """
-        await self._arrived.wait()
-        self._arrived = anyio.Event()
-        if self._error is not None:
-            raise self._error
-        return self._messages
-
-    def taken(self) -> None:
-        """Loop. The server has taken what ``get`` returned."""
-        self._taken.put(True)
-
-    def close(self) -> None:
-        """Loop. Nothing is taken any more."""
-        self._taken.put(False)

@@ -1,8 +1,8 @@
 """Loop side. What only uvicorn can do: a send without a task, and an end that comes.
 
-Everything here looks inside uvicorn's two WebSocket protocol classes. ``protocol_of`` decides
-whether they are what we know; where not, everything works without this module, only slower.
-tests/test_servers_uvicorn.py is the contract.
+Everything here looks inside uvicorn's WebSocket protocol classes, and its classes of one HTTP
+exchange. ``protocol_of`` and ``exchange_of`` decide whether they are what we know; where not,
+everything works without this module, only slower. tests/test_servers_uvicorn.py is the contract.
 """
 
 from __future__ import annotations
@@ -17,6 +17,11 @@ from ..bridge import ASGIMessage, Outbound
 _KNOWN = {
     ("uvicorn.protocols.websockets.wsproto_impl", "WSProtocol"),
     ("uvicorn.protocols.websockets.websockets_sansio_impl", "WebSocketsSansIOProtocol"),
+}
+
+_KNOWN_EXCHANGES = {
+    ("uvicorn.protocols.http.httptools_impl", "RequestResponseCycle"),
+    ("uvicorn.protocols.http.h11_impl", "RequestResponseCycle"),
 }
 
 #: Seconds between two looks at transports that should be closing.
@@ -91,7 +96,7 @@ class _Suspended:
 
 
 def abort(protocol: Any) -> None:
-    """Cut the connection now: what the peer did not take is dropped, the descriptor freed."""
+    """Cut a connection or exchange now: what the peer did not take is dropped."""
     cast(asyncio.Transport, protocol.transport).abort()
 
 
@@ -139,3 +144,34 @@ class Watch:
         self._timer = None
         if self._protocols:
             self._schedule()
+
+
+def exchange_of(method: Callable[..., Any], name: str) -> Any | None:
+    """The uvicorn HTTP exchange whose own ``receive`` or ``send`` *method* is; None otherwise."""
+    exchange = getattr(method, "__self__", None)
+    kind = type(exchange)
+    if (
+        (kind.__module__, kind.__qualname__) in _KNOWN_EXCHANGES
+        and getattr(method, "__func__", None) is getattr(kind, name, None)
+        and isinstance(getattr(exchange, "message_event", None), asyncio.Event)
+        and isinstance(getattr(exchange, "disconnected", None), bool)
+        and isinstance(getattr(getattr(exchange, "flow", None), "write_paused", None), bool)
+        and hasattr(getattr(exchange, "transport", None), "abort")
+    ):
+        return exchange
+    return None
+
+
+def has_received(exchange: Any | None) -> bool:
+    """Whether ``receive`` returns at once. False where nobody knows."""
+    return exchange is not None and cast(bool, exchange.message_event.is_set())
+
+
+def is_writable(exchange: Any | None) -> bool:
+    """Whether ``send`` returns at once. False where nobody knows."""
+    return exchange is not None and not exchange.flow.write_paused
+
+
+def has_disconnected(exchange: Any | None) -> bool:
+    """Whether ``send`` speaks to nobody. False where nobody knows."""
+    return exchange is not None and cast(bool, exchange.disconnected)

@@ -1,0 +1,179 @@
+"""Both sides. The pipe: what the body of one HTTP request and its response go through."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+from typing import TypeVar
+
+import anyio
+
+from ..errors import NotRunning
+from .door import Door
+
+T = TypeVar("T")
+
+logger = logging.getLogger("flask_websockets")
+
+
+class Pipe:
+    """One HTTP request between its thread and the loop, a window of bytes in each direction.
+
+    The loop feeds the body once the view asks for it; the view's chunks go to the loop as they
+    come. Each side waits only when the other is a window behind. Must be made on the loop.
+    """
+
+    #: Bytes of the body that the view has not read, and of the response that the server has not
+    #: taken; above it the one or the other waits. uvicorn's own high-water mark.
+    WINDOW_BYTES = 65_536
+
+    def __init__(self, door: Door) -> None:
+        self._door = door  # set once
+        # The body. An empty piece is its end, None says that no more will come.
+        self._pieces: SimpleQueue[bytes | None] = SimpleQueue()  # the loop puts, the thread gets
+        self._asked = False  # loop only: the view wants the body
+        self._wanted: anyio.Event | None = None  # loop only: made by who waits for it
+        self._unread = 0  # loop only: bytes
+        self._has_asked = False  # thread only
+        self._at_end = False  # thread only
+        # The response.
+        self._chunks: list[bytes] = []  # loop only
+        self._last = False  # loop only: the last chunk is among them
+        self._error: Exception | None = None  # loop only
+        self._arrived: anyio.Event | None = None  # loop only: made by who waits for it
+        self._closed = False  # loop only
+        self._taken: SimpleQueue[int | None] = SimpleQueue()  # bytes; the loop puts
+        self._untaken = 0  # thread only: bytes
+        self._put_last = False  # thread only
+        #: Thread. Nobody is at the other end any more.
+        self.broken = False
+
+    # -- the thread ---------------------------------------------------------------------------
+
+    def read(self, timeout: float) -> bytes:
+        """Thread. The next piece of the body, as soon as there is one; empty at the end.
+
+        :param timeout: seconds to wait at most.
+        :raises BrokenPipeError: if the client left before the end.
+        :raises TimeoutError: if it sent nothing for so long.
+        """
+        if self._at_end:
+            return b""
+        if not self._has_asked:
+            self._has_asked = True
+            self._post_or_break(self._ask, 0)
+        try:
+            piece = None if self.broken else self._pieces.get(timeout=timeout)
+        except Empty:
+            raise TimeoutError(f"The client sent nothing for {timeout:g} s.") from None
+        if piece is None:
+            self.broken = True
+            raise BrokenPipeError("The client left before the end of its request.")
+        if piece:
+            self._post_or_break(self._ask, len(piece))
+        else:
+            self._at_end = True
+        return piece
+
+    def put(self, chunk: bytes, *, last: bool) -> None:
+        """Thread. Give a chunk to the server; wait while a window of them is not taken.
+
+        :raises BrokenPipeError: if nobody takes them any more: the client or the server is gone.
+        """
+        self._put_last = last
+        self._post_or_break(self._arrive, (chunk, last))
+        self._untaken += len(chunk)
+        # The loop answers for each chunk, and close() for good: this wait has an end. With room
+        # left it still looks, or a generator would not learn that its client has left.
+        while not last and (self._untaken >= self.WINDOW_BYTES or not self._taken.empty()):
+            taken = None if self.broken else self._taken.get()
+            if taken is None:
+                self.broken = True
+                raise BrokenPipeError("Nobody reads the response any more.")
+            self._untaken -= taken
+
+    def fail(self, error: Exception) -> None:
+        """Thread. The application raised: the request's task raises it too, or it is logged."""
+        if not self._put_last:
+            try:
+                return self._door.post(self._fail, error)
+            except NotRunning:
+                pass  # nobody is left to raise it
+        _log(error)
+
+    def _post_or_break(self, command: Callable[[T], object], argument: T) -> None:
+        try:
+            self._door.post(command, argument)
+        except NotRunning as error:
+            self.broken = True
+            raise BrokenPipeError("The server has stopped.") from error
+
+    # -- the loop -----------------------------------------------------------------------------
+
+    async def wanted(self) -> None:
+        """Loop. Wait until the view wants the body, and there is room for more of it."""
+        while not self._asked or self._unread >= self.WINDOW_BYTES:
+            self._wanted = anyio.Event()
+            await self._wanted.wait()
+
+    def feed(self, piece: bytes) -> None:
+        """Loop. A piece of the body has come."""
+        if piece:
+            self._unread += len(piece)
+            self._pieces.put(piece)
+
+    def end(self) -> None:
+        """Loop. The body is complete."""
+        self._pieces.put(b"")
+
+    def read_ahead(self) -> None:
+        """Loop. Bring in the body whether the view asks for it or not."""
+        if not self._asked:
+            self._ask(0)
+
+    async def get(self) -> tuple[bytes, bool]:
+        """Loop. What the view has given of its response since, and whether that was all.
+
+        :raises Exception: what the application raised, after everything that it gave before.
+        """
+        while not self._chunks:
+            if self._error is not None:
+                raise self._error
+            self._arrived = anyio.Event()
+            await self._arrived.wait()
+        chunks, self._chunks = self._chunks, []
+        return (chunks[0] if len(chunks) == 1 else b"".join(chunks)), self._last
+
+    def taken(self, count: int) -> None:
+        """Loop. The server has taken so many bytes."""
+        self._taken.put(count)
+
+    def close(self) -> None:
+        """Loop. Nobody is here any more; the thread learns of it where it reads or puts."""
+        self._closed = True
+        self._pieces.put(None)
+        self._taken.put(None)
+
+    def _ask(self, read: int) -> None:
+        self._unread -= read
+        self._asked = True
+        if self._wanted is not None:
+            self._wanted.set()
+
+    def _arrive(self, put: tuple[bytes, bool]) -> None:
+        chunk, self._last = put
+        self._chunks.append(chunk)
+        if self._arrived is not None:
+            self._arrived.set()
+
+    def _fail(self, error: Exception) -> None:
+        if self._closed:
+            _log(error)
+        self._error = error
+        if self._arrived is not None:
+            self._arrived.set()
+
+
+def _log(error: Exception) -> None:
+    logger.error("The application failed after its client was served or had left", exc_info=error)
