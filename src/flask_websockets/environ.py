@@ -66,7 +66,8 @@ def build_environ(scope: Scope, body: Any = None) -> WSGIEnviron:
     }
     if client := scope.get("client"):
         environ["REMOTE_ADDR"] = str(client[0])
-        environ["REMOTE_PORT"] = str(client[1])
+        if client[1] is not None:
+            environ["REMOTE_PORT"] = str(client[1])
     _add_headers(environ, scope.get("headers", ()))
     if scope["type"] == "websocket":
         # An HTTP/2 extended CONNECT carries neither, and Werkzeug's router looks for both.
@@ -100,7 +101,7 @@ def _wsgi_text(text: str) -> str:
 def _raw_path(scope: Scope) -> str:
     raw_path = scope.get("raw_path")
     if raw_path is None:
-        return quote(scope["path"].encode("utf-8", "surrogateescape"), safe="/:@!$&'()*+,;=~%")
+        return quote(scope["path"].encode("utf-8", "surrogateescape"), safe="/:@!$&'()*+,;=~")
     return str(raw_path.decode("latin-1"))
 
 
@@ -113,7 +114,7 @@ def _add_headers(environ: WSGIEnviron, headers: Iterable[tuple[bytes, bytes]]) -
         if name is None:
             if raw_name == b":authority":
                 authority = value
-        elif name not in environ or name in _SINGLE:
+        elif name not in environ:
             environ[name] = value
         else:
             copies = repeated.setdefault(name, [environ[name]])
@@ -123,8 +124,11 @@ def _add_headers(environ: WSGIEnviron, headers: Iterable[tuple[bytes, bytes]]) -
                 )
             copies.append(value)
     for name, values in repeated.items():
-        # RFC 9113 section 8.2.3: HTTP/2 splits cookies, and they join with a semicolon.
-        environ[name] = ("; " if name == "HTTP_COOKIE" else ",").join(values)
+        if name in _SINGLE:
+            environ[name] = values[-1]
+        else:
+            # RFC 9113 section 8.2.3: HTTP/2 splits cookies, and they join with a semicolon.
+            environ[name] = ("; " if name == "HTTP_COOKIE" else ",").join(values)
     if authority is not None:
         environ.setdefault("HTTP_HOST", authority)
 

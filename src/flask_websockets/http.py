@@ -9,7 +9,6 @@ task's context, and the two sides meet in a :class:`~.bridge.Pipe`.
 from __future__ import annotations
 
 import contextvars
-import io
 from collections.abc import Awaitable, Callable
 from functools import partial
 
@@ -20,9 +19,9 @@ from asgiref.wsgi import WsgiToAsgi
 from .bridge import ASGIMessage, Door, HttpPool, Pipe
 from .counters import Counters
 from .environ import Scope, WSGIEnviron, build_environ
-from .protocol import PlainResponse, encode_headers, plain_response, unavailable
+from .protocol import plain_response, unavailable
 from .servers import uvicorn
-from .wsgi import Call, RequestBody, WSGIApp
+from .wsgi import Call, WSGIApp, open_body
 
 #: Seconds that a server gets to tell us of an end that we have caused.
 END_TIMEOUT = 1.0
@@ -46,26 +45,26 @@ class HttpAdapter(WsgiToAsgi):
         self, door: Door, counters: Counters, scope: Scope, receive: Receive, send: Send
     ) -> None:
         """Serve one request of the loop that *door* leads to."""
+        pipe = Pipe(door)
+        call = Call(self.wsgi_application, pipe, scope.get("method", "GET"))
+        body: ASGIMessage = {"more_body": True}
         try:
             environ = build_environ(scope)
         except ValueError as error:
-            return await _answer(send, plain_response(400, str(error)))
-        body: ASGIMessage = {"more_body": True}
-        # A body that is not here yet is not waited for: the view may answer without it.
-        at_once = uvicorn.has_received(uvicorn.exchange_of(receive, "receive"))
-        if at_once or not _announces_body(environ):
-            body = await receive()
-            if body["type"] != "http.request":
-                return  # the client left before we came to it
-        pipe = Pipe(door)
-        if body.get("more_body"):
-            environ["wsgi.input"] = RequestBody.buffered(pipe)
+            call.answer(plain_response(400, str(error)))
         else:
-            environ["wsgi.input"] = io.BytesIO(body.get("body", b""))
-        call = Call(self.wsgi_application, pipe, environ["REQUEST_METHOD"])
-        if not self._start(call, environ):
-            counters.http_refused += 1
-            return await _answer(send, unavailable("The server is too busy."))
+            # A body that is not here yet is not waited for: the view may answer without it.
+            at_once = uvicorn.has_received(uvicorn.exchange_of(receive, "receive"))
+            if at_once or not _announces_body(environ):
+                body = await receive()
+                if body["type"] != "http.request":
+                    return  # the client left before we came to it
+            environ["wsgi.input"] = open_body(pipe, body)
+            # A copy: what the view sets must not reach the next request of this connection.
+            context = contextvars.copy_context()
+            if not self._pool.submit(partial(context.run, call.run_wsgi_app, environ)):
+                counters.http_refused += 1
+                call.answer(unavailable("The server is too busy."))
         response = _Exchange(call, pipe, receive, send, self._send_timeout)
         try:
             await response.run(body)
@@ -76,11 +75,6 @@ class HttpAdapter(WsgiToAsgi):
             await response.cut()
         finally:
             pipe.close()
-
-    def _start(self, call: Call, environ: WSGIEnviron) -> bool:
-        # A copy: what the view sets must not reach the next request of this connection.
-        run = partial(contextvars.copy_context().run, call.run_wsgi_app, environ)
-        return self._pool.submit(run)
 
 
 class _Stuck(Exception):
@@ -105,6 +99,7 @@ class _Exchange:
         self._send_timeout = send_timeout
         self._started = False
         self._error: Exception | None = None
+        self._body_missing = False
 
     async def run(self, body: ASGIMessage) -> None:
         """Pass the response on until it is complete, or the client has left.
@@ -118,6 +113,7 @@ class _Exchange:
             chunk, last = await self._pipe.get()
             if last:  # a small response takes no task but the server's
                 return await self._pass_on(chunk, last)
+        self._body_missing = body.get("more_body", False)
         async with anyio.create_task_group() as both:
             both.start_soon(self._end_with, partial(self._read, body), both.cancel_scope)
             await self._end_with(partial(self._write, chunk), both.cancel_scope)
@@ -133,7 +129,7 @@ class _Exchange:
 
     async def _read(self, message: ASGIMessage) -> None:
         """Bring in the body; then wait for the news that the client has left."""
-        more = message.get("more_body", False)
+        self._body_missing = more = message.get("more_body", False)
         if more:
             self._pipe.feed(message.get("body", b""))
         while True:
@@ -146,7 +142,7 @@ class _Exchange:
                 # This server repeats itself instead of waiting: do not ask it again.
                 await anyio.sleep_forever()
             self._pipe.feed(message.get("body", b""))
-            more = message.get("more_body", False)
+            self._body_missing = more = message.get("more_body", False)
             if not more:
                 self._pipe.end()
 
@@ -157,7 +153,14 @@ class _Exchange:
             await self._pass_on(chunk, last)
         while not last:
             chunk, last = await self._pipe.get()
+            if last:
+                # hypercorn puts the end of the exchange behind the body in one bounded queue,
+                # and this send waits until it has a place there.
+                self._pipe.discard()
             await self._pass_on(chunk, last)
+        if self._body_missing:
+            with anyio.move_on_after(END_TIMEOUT):
+                await anyio.sleep_forever()  # until _read has seen the end
 
     async def _pass_on(self, chunk: bytes, last: bool) -> None:
         if not self._started:
@@ -197,11 +200,3 @@ class _Exchange:
 
 def _announces_body(environ: WSGIEnviron) -> bool:
     return environ.get("CONTENT_LENGTH", "0") != "0" or "HTTP_TRANSFER_ENCODING" in environ
-
-
-async def _answer(send: Send, response: PlainResponse) -> None:
-    status, headers, body = response
-    await send(
-        {"type": "http.response.start", "status": status, "headers": encode_headers(headers)}
-    )
-    await send({"type": "http.response.body", "body": body})

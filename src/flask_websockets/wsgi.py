@@ -16,7 +16,13 @@ from werkzeug.exceptions import ClientDisconnected, RequestTimeout
 
 from .bridge import ASGIMessage, Pipe
 from .environ import WSGIEnviron
-from .protocol import Pairs, encode_response_headers, parse_status
+from .protocol import (
+    Pairs,
+    PlainResponse,
+    encode_headers,
+    encode_response_headers,
+    parse_status,
+)
 
 #: Seconds in which a client must send the next piece of its body. nginx's figure for the same
 #: (client_body_timeout).
@@ -32,11 +38,6 @@ class RequestBody(io.RawIOBase):
     def __init__(self, pipe: Pipe) -> None:
         self._pipe = pipe
         self._piece = memoryview(b"")
-
-    @classmethod
-    def buffered(cls, pipe: Pipe) -> io.BufferedReader:
-        """A ``wsgi.input`` with all its methods."""
-        return io.BufferedReader(cls(pipe), Pipe.WINDOW_BYTES)
 
     def readable(self) -> bool:
         return True
@@ -69,6 +70,16 @@ class RequestBody(io.RawIOBase):
             raise ClientDisconnected(str(error)) from None
 
 
+def open_body(pipe: Pipe, message: ASGIMessage) -> io.BufferedIOBase:
+    """The ``wsgi.input`` of a request.
+
+    :param message: the first of its body's, which may be all.
+    """
+    if message.get("more_body"):
+        return io.BufferedReader(RequestBody(pipe), Pipe.WINDOW_BYTES)
+    return io.BytesIO(message.get("body", b""))
+
+
 class Call(WsgiToAsgiInstance):
     """Thread. Calls the application and passes its response on.
 
@@ -84,6 +95,16 @@ class Call(WsgiToAsgiInstance):
         self._is_head = method == "HEAD"
         self._given = 0  # bytes of body
         self._complete = False
+
+    def answer(self, response: PlainResponse) -> None:
+        """Loop. Answer in the application's stead, which is not called."""
+        status, headers, body = response
+        self.response_start = {
+            "type": "http.response.start",
+            "status": status,
+            "headers": encode_headers(headers),
+        }
+        self._pipe.answer(body)
 
     # A plain function, where the base class has a coroutine of its one thread.
     def run_wsgi_app(self, environ: WSGIEnviron) -> None:  # type: ignore[override]

@@ -34,6 +34,7 @@ class Pipe:
         self._pieces: SimpleQueue[bytes | None] = SimpleQueue()  # the loop puts, the thread gets
         self._asked = False  # loop only: the view wants the body
         self._wanted: anyio.Event | None = None  # loop only: made by who waits for it
+        self._discards = False  # loop only: nobody will read what still comes
         self._unread = 0  # loop only: bytes
         self._has_asked = False  # thread only
         self._at_end = False  # thread only
@@ -113,13 +114,13 @@ class Pipe:
 
     async def wanted(self) -> None:
         """Loop. Wait until the view wants the body, and there is room for more of it."""
-        while not self._asked or self._unread >= self.WINDOW_BYTES:
+        while not self._discards and (not self._asked or self._unread >= self.WINDOW_BYTES):
             self._wanted = anyio.Event()
             await self._wanted.wait()
 
     def feed(self, piece: bytes) -> None:
         """Loop. A piece of the body has come."""
-        if piece:
+        if piece and not self._discards:
             self._unread += len(piece)
             self._pieces.put(piece)
 
@@ -131,6 +132,15 @@ class Pipe:
         """Loop. Bring in the body whether the view asks for it or not."""
         if not self._asked:
             self._ask(0)
+
+    def answer(self, body: bytes) -> None:
+        """Loop. Give a whole response in the application's stead, which is not called."""
+        self._arrive((body, True))
+
+    def discard(self) -> None:
+        """Loop. The response is complete: let the rest of the body come in and go nowhere."""
+        self._discards = True
+        self._ask(0)
 
     async def get(self) -> tuple[bytes, bool]:
         """Loop. What the view has given of its response since, and whether that was all.
