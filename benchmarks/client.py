@@ -20,7 +20,7 @@ SILENCE = 30.0
 
 
 class Fault(Exception):
-    """A message was lost, doubled or reordered."""
+    """A message was lost, doubled or reordered, or an answer to a request was wrong."""
 
 
 @dataclass(frozen=True)
@@ -76,20 +76,58 @@ class Connection(WSListener):
             self.load.fail(f"Connection {self.number} was closed by the server.")
 
 
-class Load:
+class Clocked:
+    """What is counted, and the waits, each of which ends at once with the first fault."""
+
+    def __init__(self) -> None:
+        self.delivered = 0
+        self.pending = 0
+        self.closing = False
+        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def fail(self, reason: str) -> None:
+        if not self.failed.done():
+            self.failed.set_exception(Fault(reason))
+
+    async def pause(self, seconds: float) -> None:
+        await asyncio.wait([self.failed], timeout=seconds)
+        if self.failed.done():
+            self.failed.result()
+
+    async def timed(self, seconds: float) -> tuple[float, float]:
+        """Count for *seconds*; return the deliveries per second and the client's share of CPU."""
+        await self.pause(seconds / 4)  # until the pace is steady
+        before = self.snapshot()
+        await self.pause(seconds)
+        clock, cpu, delivered = (b - a for a, b in zip(before, self.snapshot(), strict=True))
+        return delivered / clock, cpu / clock
+
+    def snapshot(self) -> tuple[float, float, int]:
+        return time.perf_counter(), sum(os.times()[:2]), self.delivered
+
+    async def settled(self) -> bool:
+        """Wait until nothing is pending; False after a silence that is too long."""
+        delivered, clock = self.delivered, time.monotonic()
+        while self.pending:
+            await self.pause(0.01)
+            if delivered != self.delivered:
+                delivered, clock = self.delivered, time.monotonic()
+            elif time.monotonic() - clock > SILENCE:
+                return False
+        return True
+
+
+class Load(Clocked):
     """The clients of one mode. A message is complete, and followed by its sender's next one, when
-    each recipient has it; a recipient takes nothing but the message that it expects next."""
+    each recipient has it; a recipient takes nothing but the message that it expects next.
+    ``pending`` counts the messages that somebody does not have yet."""
 
     def __init__(self, mode: Mode) -> None:
+        super().__init__()
         self.mode = mode
         self.connections: list[Connection] = []
-        self.delivered = 0
-        self.pending = 0  # messages that somebody does not have yet
-        self.closing = False
-        self.failed: asyncio.Future[None]
 
     async def run(self, port: int, seconds: float) -> Measurement:
-        self.failed = asyncio.get_running_loop().create_future()
         url = f"ws://127.0.0.1:{port}{self.mode.path}"
         try:
             for number in range(self.mode.connections):
@@ -102,23 +140,17 @@ class Load:
             self.start(CHECKED // self.mode.connections)
             await self.drain()
             self.start(math.inf)
-            await self.pause(seconds / 4)  # until the pace is steady
-            before = self.snapshot()
-            await self.pause(seconds)
-            clock, cpu, delivered = (b - a for a, b in zip(before, self.snapshot(), strict=True))
+            rate, client_cpu = await self.timed(seconds)
             for connection in self.connections:
                 connection.left = 0
             await self.drain()
             await self.close()
-            return Measurement(delivered / clock, cpu / clock)
+            return Measurement(rate, client_cpu)
         finally:
             self.closing = True
             for connection in self.connections:
                 if connection.transport is not None:
                     connection.transport.disconnect(graceful=False)
-
-    def snapshot(self) -> tuple[float, float, int]:
-        return time.perf_counter(), sum(os.times()[:2]), self.delivered
 
     def start(self, messages: float) -> None:
         """Let each sender send *messages* messages, ``in_flight`` of them at once."""
@@ -153,24 +185,10 @@ class Load:
             if message.sender is not None:
                 self.send(message.sender)
 
-    def fail(self, reason: str) -> None:
-        if not self.failed.done():
-            self.failed.set_exception(Fault(reason))
-
-    async def pause(self, seconds: float) -> None:
-        await asyncio.wait([self.failed], timeout=seconds)
-        if self.failed.done():
-            self.failed.result()
-
     async def drain(self) -> None:
         """Wait until everybody has every message."""
-        delivered, clock = self.delivered, time.monotonic()
-        while self.pending:
-            await self.pause(0.01)
-            if delivered != self.delivered:
-                delivered, clock = self.delivered, time.monotonic()
-            elif time.monotonic() - clock > SILENCE:
-                raise Fault(f"{self.pending} messages were lost: silence for {SILENCE:g} s.")
+        if not await self.settled():
+            raise Fault(f"{self.pending} messages were lost: silence for {SILENCE:g} s.")
 
     async def close(self) -> None:
         """Read up to the server's close frames: a doubled last message comes before them."""
@@ -184,4 +202,8 @@ class Load:
 
 def measure(mode: Mode, port: int, seconds: float) -> Measurement:
     """Put the load of *mode* on the server on *port*; raise :exc:`Fault` if it loses messages."""
-    return uvloop.run(Load(mode).run(port, seconds))
+
+    async def run() -> Measurement:
+        return await Load(mode).run(port, seconds)
+
+    return uvloop.run(run())

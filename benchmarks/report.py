@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterable
 from importlib.metadata import distributions
 from statistics import median
 from typing import Any
@@ -15,9 +16,9 @@ SERVER = ("flask-websockets", "flask", "uvicorn", "websockets", "wsproto", "uvlo
 CLIENT_LIMIT = 0.9
 
 
-def versions() -> dict[str, str]:
+def versions(names: Iterable[str] = (*SERVER, "picows")) -> dict[str, str]:
     installed = {each.name.lower().replace("_", "-"): each.version for each in distributions()}
-    found = {name: installed.get(name, "missing") for name in (*SERVER, "picows")}
+    found = {name: installed.get(name, "missing") for name in names}
     return {"python": platform.python_version(), **found}
 
 

@@ -1,8 +1,9 @@
-"""The two servers that are compared, and how they are started."""
+"""The two WebSocket servers that are compared, and how a server is started."""
 
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from flask import Flask
 
@@ -66,16 +67,37 @@ async def raw(scope: Any, receive: Any, send: Any) -> None:
 @contextmanager
 def serve(target: str, ws: str, core: int | None = None) -> Iterator[int]:
     """Serve *target* (``module:app``) with uvicorn on a free port, which is yielded."""
+    command = ["-m", "uvicorn", target, "--host", "127.0.0.1", "--port", "{port}"]
+    command += ["--log-level", "warning", "--ws-per-message-deflate", "false"]
+    with start([*command, *IMPLEMENTATIONS[ws]], core) as port:
+        yield port
+
+
+@contextmanager
+def start(
+    command: list[str],
+    core: int | None = None,
+    environ: dict[str, str] | None = None,
+    log: IO[bytes] | None = None,
+) -> Iterator[int]:
+    """Run Python with *command*, with ``{port}`` in it, until the block ends.
+
+    :param log: gets all that the server prints.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
-    command = [sys.executable, "-m", "uvicorn", target, "--host", "127.0.0.1"]
-    command += ["--port", str(port), "--log-level", "warning"]
-    command += ["--ws-per-message-deflate", "false", *IMPLEMENTATIONS[ws]]
-    process = subprocess.Popen(command, cwd=Path(__file__).parent.parent)
+    process = subprocess.Popen(
+        [sys.executable, *(part.replace("{port}", str(port)) for part in command)],
+        cwd=Path(__file__).parent.parent,
+        env={**os.environ, **(environ or {})},
+        stdout=log,
+        stderr=log,
+        start_new_session=True,  # a group of its own, for the workers of some
+    )
     try:
         if core is not None:
-            os.sched_setaffinity(process.pid, {core})  # at once: threads inherit it
+            os.sched_setaffinity(process.pid, {core})  # at once: threads and workers inherit it
         deadline = time.monotonic() + 60
         while process.poll() is None and time.monotonic() < deadline:
             try:
@@ -84,12 +106,16 @@ def serve(target: str, ws: str, core: int | None = None) -> Iterator[int]:
             except OSError:
                 time.sleep(0.05)
         else:
-            raise RuntimeError(f"The server of {target} did not start.")
+            raise RuntimeError(f"The server did not start: {' '.join(command)}")
         yield port
     finally:
         process.terminate()
         try:
             process.wait(10)
         except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            pass
+        try:
+            os.killpg(process.pid, signal.SIGKILL)  # what it left behind, or itself
+        except (ProcessLookupError, PermissionError):
+            pass  # nothing was left; macOS says it with the other error
+        process.wait()

@@ -1,4 +1,4 @@
-"""The benchmark runs, and it would notice a server that loses messages."""
+"""The benchmark runs, and it would notice a server that loses messages or answers wrongly."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import json
 import re
 import subprocess
 import sys
+import time
+from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,19 @@ import pytest
 pytest.importorskip("picows", reason="the benchmark's client needs picows")
 pytest.importorskip("uvloop", reason="the benchmark's client needs uvloop")
 
+from benchmarks.__main__ import leave_out_missing
 from benchmarks.client import Fault, Mode, measure
+from benchmarks.http_app import Observed
+from benchmarks.http_client import (
+    CLIENTS,
+    HTTP_MODES,
+    Client,
+    HttpMeasurement,
+    HttpMode,
+    measure_http,
+)
+from benchmarks.http_report import http_summary, http_table
+from benchmarks.http_servers import SERVERS, Server
 from benchmarks.servers import serve
 
 ROOT = Path(__file__).parent.parent
@@ -83,3 +98,226 @@ def test_notices_a_server_that_loses_messages(
         pytest.raises(Fault, match=reason),
     ):
         measure(Mode(f"/{fault}", in_flight=in_flight), port, 0.2)
+
+
+def test_prints_an_http_table_and_writes_json(tmp_path: Path) -> None:
+    """A short HTTP run of ours ends with 0, a line for the server, and the same rate as JSON."""
+    path = tmp_path / "result.json"
+    command = [sys.executable, "-m", "benchmarks", "--modes", "http-small", "--runs", "1"]
+    command += ["--seconds", "0.2", "--servers", "ours-h11", "--json", str(path)]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0, ended.stderr
+    pattern = r"^ours-h11 +([\d,]+) +1\.00  1\.00 to 1\.00 +- +0 +\d+\.\d ms +\d+%"
+    line = re.search(pattern, ended.stdout, re.MULTILINE)
+    assert line, ended.stdout
+    report = json.loads(path.read_text())
+    result = report["results"]["http-small"]["ours-h11"]
+    assert f"{result['median']:,.0f}" == line[1]
+    assert result["median"] > 0 and result["errors"] == 0 and result["longest_turn"] > 0
+    assert f"gunicorn {report['versions']['gunicorn']}" in ended.stdout
+    assert f"ours-h11: {report['servers']['ours-h11']}" in ended.stdout
+
+
+def test_names_the_server_that_is_not_installed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A server whose distribution is missing is left out, with a line that says so."""
+    monkeypatch.setitem(SERVERS, "waitress", Server([], ("no-such-distribution",), ""))
+    options = Namespace(servers=["ours-h11", "waitress"])
+    leave_out_missing(options)
+    assert options.servers == ["ours-h11"]
+    expected = "waitress is left out: no-such-distribution is not installed.\n"
+    assert capsys.readouterr().out == expected
+
+
+def test_tells_errors_and_ratios_of_http_servers() -> None:
+    """The medians, ours as a multiple of each, each of gunicorn's, and the errors beside them."""
+
+    def measured(*rates: float, **changes: Any) -> list[HttpMeasurement]:
+        fields = {"answers": 10, "errors": 0, "error": None, "longest_turn": None, **changes}
+        return [HttpMeasurement(rate, 0.5, **fields) for rate in rates]
+
+    runs = {
+        "ours": measured(300, 400, 100, longest_turn=0.0021),
+        "asgiref": measured(0, 0, 0, errors=2, error="status 500\nmore"),
+        "gunicorn": measured(100, 200, 200),
+    }
+    results = {"http-small": http_summary(runs)}
+
+    def words(line: str) -> str:
+        return " ".join(line.split())
+
+    assert results["http-small"]["gunicorn"]["ours"] == {"ratio": 1.5, "ratios": [3, 2, 0.5]}
+    lines = http_table(results).splitlines()
+    assert words(lines[2]) == "ours 300 1.00 1.00 to 1.00 1.50 0 2.1 ms 50%"
+    assert words(lines[3]) == "asgiref 0 - - 0.00 6 - 50%"
+    assert words(lines[4]) == "gunicorn 200 1.50 0.50 to 3.00 1.00 0 - 50%"
+    expected = "http-small, asgiref: 6 of 30 answers were wrong, the first: status 500"
+    assert lines[-1] == expected
+
+
+class Recorder:
+    """Stands for a load and for the transport of its one client."""
+
+    def __init__(self, body: bytes) -> None:
+        self.mode = HttpMode("/{number}", lambda number: body)
+        self.pending = self.delivered = 0
+        self.errors: list[str] = []
+        self.client = Client(self, 7)  # type: ignore[arg-type]
+        self.client.connection_made(self)
+        self.client.left = 1
+        self.client.send()
+
+    def write(self, data: bytes) -> None:
+        assert data.startswith(b"GET /7 HTTP/1.1\r\n")
+
+    def abort(self) -> None:
+        pass
+
+    def wrong(self, what: str) -> None:
+        self.errors.append(what)
+
+    def feed(self, data: bytes, size: int) -> None:
+        for at in range(0, len(data), size):
+            piece = data[at : at + size]
+            self.client.get_buffer(-1)[: len(piece)] = piece
+            self.client.buffer_updated(len(piece))
+            if self.errors:
+                break
+
+
+@pytest.mark.parametrize("size", [1, 3, 1000])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"Content-Length: 6\r\n\r\nabcdef",
+        b"Date: now\r\ncontent-length:6\r\nConnection: close\r\n\r\nabcdef",
+        b"Transfer-Encoding: chunked\r\n\r\n6\r\nabcdef\r\n0\r\n\r\n",
+        b"transfer-encoding: chunked\r\n\r\n02;x=y\r\nab\r\n4\r\ncdef\r\n0\r\n\r\n",
+    ],
+)
+def test_takes_a_right_answer_in_any_pieces(answer: bytes, size: int) -> None:
+    """Content-Length or chunks, however the network cuts them."""
+    recorder = Recorder(b"abcdef")
+    recorder.feed(b"HTTP/1.1 200 OK\r\n" + answer, size)
+    assert (recorder.errors, recorder.delivered, recorder.pending) == ([], 1, 0)
+
+
+@pytest.mark.parametrize("size", [1, 1000])
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (b"500 Oh\r\nContent-Length: 6\r\n\r\nabcdef", "status 500"),
+        (b"200 OK\r\nContent-Length: 5\r\n\r\nabcde", "a body of 5 bytes"),
+        (b"200 OK\r\nContent-Length: 6\r\n\r\nabcdeX", "another body"),
+        (b"200 OK\r\nContent-Length: 6\r\n\r\nabcdefg", "bytes"),
+        (b"200 OK\r\n\r\nabcdef", "neither one Content-Length nor"),
+        (b"200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabX\r\n", "another body"),
+        (b"200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n", "of 3 bytes"),
+        (b"200 OK\r\nTransfer-Encoding: chunked\r\n\r\n7\r\nabcdefg\r\n", "another body"),
+        (b"200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nabcdef\r\n", "longer than its size"),
+        (b"nonsense\r\n\r\n", "got "),
+    ],
+)
+def test_notices_an_answer_that_is_wrong(answer: bytes, reason: str, size: int) -> None:
+    """Another status, another body, a wrong length, bad framing."""
+    recorder = Recorder(b"abcdef")
+    recorder.feed(b"HTTP/1.1 " + answer, size)
+    assert len(recorder.errors) == 1 and reason in recorder.errors[0]
+    assert recorder.pending == 0
+
+
+requests = 0
+
+
+async def wrong(scope: Any, receive: Any, send: Any) -> None:
+    """Answers ``ok``, but for every 30th request what the path says."""
+    global requests
+    if scope["type"] != "http":
+        return
+    requests += 1
+    status, body = 200, b"ok"
+    if requests % 30 == 0:
+        if scope["path"] == "/closed":
+            return  # uvicorn answers 500 and closes
+        if scope["path"] == "/silent":
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            return
+        if scope["path"] == "/blocking":
+            time.sleep(0.2)
+        status = 503 if scope["path"] == "/status" else 200
+        body = b"ko" if scope["path"] == "/body" else b"ok"
+    headers = [(b"content-length", b"2")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+_observed = Observed(wrong)
+
+
+async def observed(scope: Any, receive: Any, send: Any) -> None:
+    """As a function: uvicorn would take the object, whose call is no coroutine, for ASGI 2."""
+    await _observed(scope, receive, send)
+
+
+@pytest.fixture(scope="module")
+def wrong_port() -> Iterator[int]:
+    """The port of a server that is wrong at times."""
+    with serve("tests.test_benchmarks:observed", "wsproto") as port:
+        yield port
+
+
+FAULTS = {"status": "status 503", "body": "another body", "closed": "status 500"}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_wrong_answer_of_ours_is_a_fault(fault: str, wrong_port: int) -> None:
+    """One answer with another status or body, or none, ends the measurement."""
+    mode = HttpMode(f"/{fault}", lambda number: b"ok")
+    with pytest.raises(Fault, match=FAULTS[fault]):
+        measure_http(mode, wrong_port, 0.5, strict=True)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_wrong_answers_of_the_others_are_counted(fault: str, wrong_port: int) -> None:
+    """They do not count as answers per second, and the load goes on."""
+    mode = HttpMode(f"/{fault}", lambda number: b"ok")
+    measurement = measure_http(mode, wrong_port, 0.3, strict=False)
+    assert measurement.rate > 0
+    assert measurement.errors > 0
+    assert abs(measurement.errors - measurement.answers / 30) <= 2
+    assert measurement.error and FAULTS[fault] in measurement.error
+
+
+def test_an_answer_that_never_comes_is_wrong(
+    wrong_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Silence is a fault of ours, and counted as the others' error."""
+    monkeypatch.setattr("benchmarks.client.SILENCE", 0.5)
+    mode = HttpMode("/silent", lambda number: b"ok")
+    with pytest.raises(Fault, match="silence"):
+        measure_http(mode, wrong_port, 0.2, strict=True)
+    measurement = measure_http(mode, wrong_port, 0.2, strict=False)
+    assert 0 < measurement.errors <= 2 * CLIENTS
+    assert measurement.error and "silence" in measurement.error
+
+
+def test_measures_the_longest_turn_of_the_loop(wrong_port: int) -> None:
+    """A view that blocks the loop for 0.2 s shows."""
+    mode = HttpMode("/blocking", lambda number: b"ok")
+    measurement = measure_http(mode, wrong_port, 1.0, strict=True, observe=True)
+    assert measurement.longest_turn is not None
+    assert measurement.longest_turn > 0.19
+
+
+def test_every_http_mode_is_answered_by_the_application() -> None:
+    """What the client expects is what Flask itself answers."""
+    from benchmarks.http_app import app
+
+    client = app.test_client()
+    for name, mode in HTTP_MODES.items():
+        if name != "http-download":  # it needs the file that the benchmark makes
+            method = "GET" if mode.upload is None else "POST"
+            response = client.open(mode.path.format(number=3), method=method, data=mode.upload)
+            assert (response.status_code, response.data) == (200, mode.answer(3)), name
