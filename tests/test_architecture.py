@@ -64,7 +64,11 @@ THE_LAW = {
     "bridge.pipe": Law(BOTH, {"bridge.door", "errors"}, {"anyio", "queue"}),
     "bridge.threads": Law(BOTH, set(), {"asyncio", "queue", "threading"}),
     # Both sides: one call of the WSGI application, between its thread and the pipe.
-    "wsgi": Law(BOTH, {"bridge", "environ", "protocol"}, {"asgiref.wsgi", "werkzeug.exceptions"}),
+    "wsgi": Law(
+        BOTH,
+        {"bridge", "environ", "protocol"},
+        {"asgiref.wsgi", "werkzeug.exceptions", "werkzeug.wsgi"},
+    ),
     # Loop side: coroutines and what they call. Never blocks.
     "asgi": Law(
         LOOP,

@@ -23,6 +23,9 @@ MAX_COPIES = 100
 #: Headers whose variables have no prefix, and no lists: the last copy counts, as in gunicorn.
 _SINGLE = {"CONTENT_LENGTH", "CONTENT_TYPE"}
 
+#: What comes before the path in the absolute form of a target (RFC 9112 section 3.2.2).
+_AUTHORITY = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*")
+
 _SCHEMES = {"ws": "http", "wss": "https"}
 _DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 
@@ -34,7 +37,8 @@ def build_environ(scope: Scope, body: Any = None) -> WSGIEnviron:
     from the Upgrade header, and ``request.is_secure`` stays true.
 
     :param body: the readable ``wsgi.input``; empty if None.
-    :raises ValueError: for more than ``MAX_COPIES`` copies of one header.
+    :raises ValueError: for more than ``MAX_COPIES`` copies of one header, and for a body of
+        which nobody knows the end (RFC 9112 section 6.3): a server may call before it refuses.
     """
     root_path, path_info = _split_path(scope)
     # A unix socket's path is no server name.
@@ -44,6 +48,7 @@ def build_environ(scope: Scope, body: Any = None) -> WSGIEnviron:
     scheme = _SCHEMES.get(scheme, scheme)
     query = scope.get("query_string", b"").decode("latin-1")
     uri = _raw_path(scope) + (f"?{query}" if query else "")
+    query = query.partition("#")[0]  # some servers leave the fragment of a target there
     environ: WSGIEnviron = {
         "REQUEST_METHOD": scope.get("method", "GET"),
         "SCRIPT_NAME": root_path,
@@ -79,17 +84,24 @@ def build_environ(scope: Scope, body: Any = None) -> WSGIEnviron:
 def _split_path(scope: Scope) -> tuple[str, str]:
     """SCRIPT_NAME and PATH_INFO as PEP 3333 wants them: bytes posing as Latin-1 characters."""
     root_path = scope.get("root_path", "").rstrip("/")
-    path = scope["path"]
-    if "\ufffd" in path and (raw_path := scope.get("raw_path")):
-        # The server has decoded bytes that are no UTF-8. Those of raw_path are taken if they
-        # are those of this path: a middleware may have changed the one and not the other.
-        kept = unquote_to_bytes(raw_path)
-        if kept.decode("utf-8", "replace") in (path, root_path + path):
-            path = kept.decode("utf-8", "surrogateescape")
+    path = _path(scope, root_path)
     # Servers and frameworks differ in whether the path includes the root path.
     if root_path and (path == root_path or path.startswith(f"{root_path}/")):
         path = path[len(root_path) :]
     return _wsgi_text(root_path), _wsgi_text(path)
+
+
+def _path(scope: Scope, root_path: str) -> str:
+    """The path without what servers leave in it: a fragment, the host, bytes decoded to U+FFFD."""
+    path: str = scope["path"]
+    raw_path: bytes = scope.get("raw_path") or b""
+    if "\ufffd" not in path and b"#" not in raw_path and not _AUTHORITY.match(raw_path):
+        return path
+    # The path decides: a middleware may have changed it and left the raw one.
+    if unquote_to_bytes(raw_path).decode("utf-8", "replace") not in (path, root_path + path):
+        return path
+    kept = _AUTHORITY.sub(b"", raw_path.partition(b"#")[0])
+    return unquote_to_bytes(kept).decode("utf-8", "surrogateescape")
 
 
 def _wsgi_text(text: str) -> str:
@@ -110,7 +122,7 @@ def _add_headers(environ: WSGIEnviron, headers: Iterable[tuple[bytes, bytes]]) -
     repeated: dict[str, list[str]] = {}
     authority = None
     for raw_name, raw_value in headers:
-        name, value = _variable(raw_name), raw_value.decode("latin-1")
+        name, value = _variable(raw_name), raw_value.strip(b" \t").decode("latin-1")
         if name is None:
             if raw_name == b":authority":
                 authority = value
@@ -131,6 +143,9 @@ def _add_headers(environ: WSGIEnviron, headers: Iterable[tuple[bytes, bytes]]) -
             environ[name] = ("; " if name == "HTTP_COOKIE" else ",").join(values)
     if authority is not None:
         environ.setdefault("HTTP_HOST", authority)
+    coding = environ.get("HTTP_TRANSFER_ENCODING", "chunked").rpartition(",")[2].strip()
+    if coding.lower() != "chunked":
+        raise ValueError(f"Expected a Transfer-Encoding that ends in chunked; got {coding}.")
 
 
 @lru_cache(maxsize=512)

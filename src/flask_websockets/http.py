@@ -21,7 +21,7 @@ from .counters import Counters
 from .environ import Scope, WSGIEnviron, build_environ
 from .protocol import plain_response, unavailable
 from .servers import uvicorn
-from .wsgi import Call, WSGIApp, open_body
+from .wsgi import Call, FileWrapper, WSGIApp, open_body
 
 #: Seconds that a server gets to tell us of an end that we have caused.
 END_TIMEOUT = 1.0
@@ -54,12 +54,16 @@ class HttpAdapter(WsgiToAsgi):
             call.answer(plain_response(400, str(error)))
         else:
             # A body that is not here yet is not waited for: the view may answer without it.
-            at_once = uvicorn.has_received(uvicorn.exchange_of(receive, "receive"))
-            if at_once or not _announces_body(environ):
+            exchange = uvicorn.exchange_of(receive, "receive")
+            if uvicorn.has_ended(exchange):
+                # The server called us for the head, and has refused the rest meanwhile.
+                return await _until_left(receive)
+            if uvicorn.has_received(exchange) or not _announces_body(environ):
                 body = await receive()
                 if body["type"] != "http.request":
                     return  # the client left before we came to it
             environ["wsgi.input"] = open_body(pipe, body)
+            environ["wsgi.file_wrapper"] = FileWrapper
             # A copy: what the view sets must not reach the next request of this connection.
             context = contextvars.copy_context()
             if not self._pool.submit(partial(context.run, call.run_wsgi_app, environ)):
@@ -100,6 +104,7 @@ class _Exchange:
         self._started = False
         self._error: Exception | None = None
         self._body_missing = False
+        self._finishing = False  # the last chunk is being sent
 
     async def run(self, body: ASGIMessage) -> None:
         """Pass the response on until it is complete, or the client has left.
@@ -114,22 +119,30 @@ class _Exchange:
             if last:  # a small response takes no task but the server's
                 return await self._pass_on(chunk, last)
         self._body_missing = body.get("more_body", False)
+        self._read_over = anyio.Event()
         async with anyio.create_task_group() as both:
-            both.start_soon(self._end_with, partial(self._read, body), both.cancel_scope)
-            await self._end_with(partial(self._write, chunk), both.cancel_scope)
+            both.start_soon(self._until_over, body, both.cancel_scope)
+            try:
+                await self._write(chunk)
+            except Exception as error:
+                self._error = error  # raised as itself, not in a group
+            both.cancel_scope.cancel()
         if self._error is not None:
             raise self._error
 
-    async def _end_with(self, half: Callable[[], Awaitable[None]], both: anyio.CancelScope) -> None:
+    async def _until_over(self, body: ASGIMessage, both: anyio.CancelScope) -> None:
         try:
-            await half()
+            await self._read(body)
         except Exception as error:
-            self._error = error  # raised as itself, not in a group
-        both.cancel()
+            self._error = error
+        self._read_over.set()
+        # hypercorn closes a connection within the last send, and tells us before it has done so.
+        if not self._finishing:
+            both.cancel()
 
     async def _read(self, message: ASGIMessage) -> None:
         """Bring in the body; then wait for the news that the client has left."""
-        self._body_missing = more = message.get("more_body", False)
+        more = self._body_missing
         if more:
             self._pipe.feed(message.get("body", b""))
         while True:
@@ -154,27 +167,28 @@ class _Exchange:
         while not last:
             chunk, last = await self._pipe.get()
             if last:
+                self._finishing = True
                 # hypercorn puts the end of the exchange behind the body in one bounded queue,
                 # and this send waits until it has a place there.
                 self._pipe.discard()
             await self._pass_on(chunk, last)
         if self._body_missing:
             with anyio.move_on_after(END_TIMEOUT):
-                await anyio.sleep_forever()  # until _read has seen the end
+                await self._read_over.wait()
 
     async def _pass_on(self, chunk: bytes, last: bool) -> None:
         if not self._started:
             self._started = True
             await self._send(self._call.response_start)
-        for begin in range(0, len(chunk) or 1, Pipe.WINDOW_BYTES):
-            piece = chunk[begin : begin + Pipe.WINDOW_BYTES]
-            more = not last or begin + Pipe.WINDOW_BYTES < len(chunk)
+        for begin in range(0, len(chunk) or 1, Pipe.PIECE_BYTES):
+            piece = chunk[begin : begin + Pipe.PIECE_BYTES]
+            more = not last or begin + Pipe.PIECE_BYTES < len(chunk)
             await self._send({"type": "http.response.body", "body": piece, "more_body": more})
         if not last:
             # From here on we must see the client leave, even if the view reads no body.
             self._pipe.read_ahead()
             self._pipe.taken(len(chunk))
-            if uvicorn.has_disconnected(self._uvicorn):
+            if uvicorn.has_ended(self._uvicorn):
                 raise _Left
 
     async def _send(self, message: ASGIMessage) -> None:
@@ -193,9 +207,14 @@ class _Exchange:
         """End the connection of a client that does not read."""
         if self._uvicorn is not None:
             uvicorn.abort(self._uvicorn)
-        with anyio.move_on_after(END_TIMEOUT):
-            while (await self._receive())["type"] == "http.request":
-                await anyio.lowlevel.checkpoint()
+        await _until_left(self._receive)
+
+
+async def _until_left(receive: Receive) -> None:
+    """Wait until the server knows that the client is gone; or it would miss our response."""
+    with anyio.move_on_after(END_TIMEOUT):
+        while (await receive())["type"] == "http.request":
+            await anyio.lowlevel.checkpoint()
 
 
 def _announces_body(environ: WSGIEnviron) -> bool:

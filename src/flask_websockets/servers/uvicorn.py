@@ -172,6 +172,6 @@ def is_writable(exchange: Any | None) -> bool:
     return exchange is not None and not exchange.flow.write_paused
 
 
-def has_disconnected(exchange: Any | None) -> bool:
-    """Whether ``send`` speaks to nobody. False where nobody knows."""
-    return exchange is not None and cast(bool, exchange.disconnected)
+def has_ended(exchange: Any | None) -> bool:
+    """Whether the client left, or uvicorn refused the request. False where nobody knows."""
+    return exchange is not None and (exchange.disconnected or exchange.transport.is_closing())
