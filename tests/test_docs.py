@@ -10,6 +10,7 @@ import textwrap
 import types
 from collections.abc import Callable
 from dataclasses import fields
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -250,6 +251,21 @@ def test_clock(load):
     ):
         for ws in (one, other, one):
             assert re.fullmatch(r"\d\d:\d\d:\d\d", ws.receive())
+
+
+def test_upload(load):
+    """examples/upload tells how far an upload is, what came, and sends a long file in lines."""
+    client = load(ROOT / "examples" / "upload" / "app.py").websockets.test_client()
+    with client.get("/") as page:
+        assert "new WebSocket" in page.text
+    data = bytes(range(256)) * 10_000
+    with client.websocket_connect("/progress/one", timeout=TIMEOUT) as ws:
+        with client.post("/files/one", data=data) as answer:
+            assert answer.json == {"bytes": len(data), "sha256": sha256(data).hexdigest()}
+        told = [ws.receive_json()["received"] for _ in range(3)]
+        assert told == [1024 * 1024, 2 * 1024 * 1024, len(data)]
+    with client.get("/numbers.csv") as answer:
+        assert next(answer.iter_encoded()) == b"0,0\n"
 
 
 def test_tutorial_chat(load):

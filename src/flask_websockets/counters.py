@@ -63,7 +63,8 @@ class Stats:
     inbox_closed: int
     #: Connections closed with 1009.
     oversized: int
-    #: Connections cut because the peer did not take a message for ``WEBSOCKETS_SEND_TIMEOUT``.
+    #: Connections cut because the peer did not take a message, or the client a piece of an HTTP
+    #: response, for ``WEBSOCKETS_SEND_TIMEOUT``.
     send_timeouts: int
     #: Transports aborted because the peer would not let them close.
     aborted: int

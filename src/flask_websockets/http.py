@@ -73,7 +73,7 @@ class HttpAdapter(WsgiToAsgi):
         try:
             await response.run(body)
         except _Left:
-            pass  # the thread learns of it from the pipe
+            await _until_left(receive)  # the thread learns of it from the pipe
         except _Stuck:
             counters.send_timeouts += 1
             await response.cut()
@@ -184,12 +184,12 @@ class _Exchange:
             piece = chunk[begin : begin + Pipe.PIECE_BYTES]
             more = not last or begin + Pipe.PIECE_BYTES < len(chunk)
             await self._send({"type": "http.response.body", "body": piece, "more_body": more})
+            if more and uvicorn.has_ended(self._uvicorn):
+                raise _Left
         if not last:
             # From here on we must see the client leave, even if the view reads no body.
             self._pipe.read_ahead()
             self._pipe.taken(len(chunk))
-            if uvicorn.has_ended(self._uvicorn):
-                raise _Left
 
     async def _send(self, message: ASGIMessage) -> None:
         try:
@@ -218,4 +218,8 @@ async def _until_left(receive: Receive) -> None:
 
 
 def _announces_body(environ: WSGIEnviron) -> bool:
-    return environ.get("CONTENT_LENGTH", "0") != "0" or "HTTP_TRANSFER_ENCODING" in environ
+    if environ.get("CONTENT_LENGTH", "0") != "0" or "HTTP_TRANSFER_ENCODING" in environ:
+        return True
+    # HTTP/2 and later frame a body without saying so in a header.
+    is_http_1 = environ["SERVER_PROTOCOL"].startswith("HTTP/1")
+    return not is_http_1 and environ["REQUEST_METHOD"] not in ("GET", "HEAD", "OPTIONS")

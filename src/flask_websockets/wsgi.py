@@ -117,6 +117,8 @@ class Call(WsgiToAsgiInstance):
     # A plain function, where the base class has a coroutine of its one thread.
     def run_wsgi_app(self, environ: WSGIEnviron) -> None:  # type: ignore[override]
         """Call the application, iterate its response, close it; nothing comes out of here."""
+        if self._pipe.closed:
+            return  # the client left while this was in the queue
         try:
             chunks = self.wsgi_application(environ, self.start_response)
             try:

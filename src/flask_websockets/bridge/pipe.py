@@ -47,12 +47,11 @@ class Pipe:
         self._last = False  # loop only: the last chunk is among them
         self._error: Exception | None = None  # loop only
         self._arrived: anyio.Event | None = None  # loop only: made by who waits for it
-        self._closed = False  # loop only
         self._taken: SimpleQueue[int | None] = SimpleQueue()  # bytes; the loop puts
         self._untaken = 0  # thread only: bytes
         self._put_last = False  # thread only
-        #: Thread. Nobody is at the other end any more.
-        self.broken = False
+        self.broken = False  # thread only: it has met that nobody is at the other end
+        self.closed = False  # set by the loop, which is at the other end no more
 
     # -- the thread ---------------------------------------------------------------------------
 
@@ -173,7 +172,7 @@ class Pipe:
 
     def close(self) -> None:
         """Loop. Nobody is here any more; the thread learns of it where it reads or puts."""
-        self._closed = True
+        self.closed = True
         self._pieces.put(None)
         self._taken.put(None)
 
@@ -190,7 +189,7 @@ class Pipe:
             self._arrived.set()
 
     def _fail(self, error: Exception) -> None:
-        if self._closed:
+        if self.closed:
             _log(error)
         self._error = error
         if self._arrived is not None:

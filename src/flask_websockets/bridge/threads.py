@@ -54,6 +54,7 @@ class HttpPool:
         self._work: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._lock = threading.Lock()
         self._threads = 0  # guarded by _lock
+        self._started = 0  # guarded by _lock: ever, for their names
         self._busy = 0  # guarded by _lock: running or queued
 
     def submit(self, run: Callable[[], None]) -> bool:
@@ -64,7 +65,8 @@ class HttpPool:
             start = self._busy >= self._threads and self._threads < self._size
             self._busy += 1
             self._threads += start
-            number = self._threads
+            self._started += start
+            number = self._started
         if start:
             try:
                 threading.Thread(
