@@ -139,14 +139,16 @@ class Application:
         self._restart = restart
         self._stop = stop
         self._answer = answer
-        self._http = HttpAdapter(wsgi_app, HttpPool(config.http_threads), config.send_timeout)
+        # One of each for a runtime: a forked child has a runtime of its own, and no threads.
+        self._http: tuple[Runtime, HttpAdapter] | None = None
         self._handshakes: tuple[Runtime, anyio.Semaphore] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         match scope["type"]:
             case "http":
                 runtime = self._runtime(self._config)
-                await self._http.serve(runtime.door, runtime.counters, scope, receive, send)
+                http = self._adapter(runtime)
+                await http.serve(runtime.door, runtime.counters, scope, receive, send)
             case "websocket":
                 await self._websocket(scope, receive, send)
             case "lifespan":
@@ -242,6 +244,13 @@ class Application:
             return None
         runtime.view_started()
         return connection
+
+    def _adapter(self, runtime: Runtime) -> HttpAdapter:
+        if self._http is None or self._http[0] is not runtime:
+            config = self._config
+            pool = HttpPool(config.http_threads)
+            self._http = (runtime, HttpAdapter(self._wsgi_app, pool, config.send_timeout))
+        return self._http[1]
 
     def _slots(self, runtime: Runtime) -> anyio.Semaphore:
         if self._handshakes is None or self._handshakes[0] is not runtime:

@@ -12,6 +12,7 @@ class Counters:
     connections: int = 0  # loop only
     refused_full: int = 0  # loop only
     http_refused: int = 0  # loop only
+    body_timeouts: int = 0  # loop only
     handshake_timeouts: int = 0  # loop only
     published: int = 0  # loop only
     delivered: int = 0  # loop only
@@ -49,6 +50,8 @@ class Stats:
     refused_full: int
     #: HTTP requests answered 503 because too many wait for a thread, or none is left.
     http_refused: int
+    #: HTTP requests whose client sent nothing of its body for a minute; the view's read raised 408.
+    body_timeouts: int
     #: Handshakes answered 503 because the view neither accepted nor refused in time.
     handshake_timeouts: int
     #: Publishes that the hub has distributed.

@@ -79,6 +79,7 @@ class HttpAdapter(WsgiToAsgi):
             await response.cut()
         finally:
             pipe.close()
+            counters.body_timeouts += pipe.silent
 
 
 class _Stuck(Exception):

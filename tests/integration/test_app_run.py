@@ -369,6 +369,49 @@ def test_publish_in_a_forked_child():
     assert done.returncode == 0, done.stderr
 
 
+def test_http_in_a_forked_child():
+    """The child of a server that has HTTP threads gets threads of its own."""
+    done = run_script(
+        """
+        import anyio, os, warnings
+        from flask import Flask
+        from flask_websockets import WebSockets
+
+        # 3.12 and later warn of forks beside threads, which is what this is about.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        app = Flask("app")
+        asgi = WebSockets(app).asgi_app()
+        app.get("/")(lambda: "ok")
+
+        async def get():
+            async def receive():
+                return {"type": "http.request"}
+
+            async def send(message):
+                answers.append(message)
+
+            answers = []
+            scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
+            with anyio.fail_after(10):
+                await asgi(scope, receive, send)
+            assert answers[1]["body"] == b"ok", answers
+
+        anyio.run(get)
+        if pid := os.fork():
+            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+            print("done")
+        else:
+            try:
+                anyio.run(get)
+            except BaseException as error:
+                print(repr(error), flush=True)
+                os._exit(1)
+            os._exit(0)
+        """
+    )
+    assert done.stdout == "done\n", done.stdout + done.stderr
+
+
 def test_publish_after_the_main_thread_has_ended():
     """A publisher thread that is no daemon cannot keep a finished process alive."""
     done = run_script(

@@ -51,6 +51,7 @@ class Pipe:
         self._untaken = 0  # thread only: bytes
         self._put_last = False  # thread only
         self.broken = False  # thread only: it has met that nobody is at the other end
+        self.silent = False  # set by the thread: the client sent nothing for too long
         self.closed = False  # set by the loop, which is at the other end no more
 
     # -- the thread ---------------------------------------------------------------------------
@@ -70,6 +71,7 @@ class Pipe:
         try:
             piece = None if self.broken else self._pieces.get(timeout=timeout)
         except Empty:
+            self.silent = True
             raise TimeoutError(f"The client sent nothing for {timeout:g} s.") from None
         if piece is None:
             self.broken = True
