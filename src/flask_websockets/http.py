@@ -62,6 +62,8 @@ class HttpAdapter(WsgiToAsgi):
                 body = await receive()
                 if body["type"] != "http.request":
                     return  # the client left before we came to it
+            if environ.get("HTTP_EXPECT", "").lower() == "100-continue":
+                pipe.hold()  # the server sends 100 when we receive (RFC 9110 section 10.1.1)
             environ["wsgi.input"] = open_body(pipe, body)
             environ["wsgi.file_wrapper"] = FileWrapper
             # A copy: what the view sets must not reach the next request of this connection.

@@ -37,6 +37,8 @@ class Known(NamedTuple):
     server: str
     version: str
     reason: str
+    #: It passes now and then, by a race within the server: it is not run there.
+    races: bool = False
 
 
 #: Where the reference is wrong, and where a server leaves the application no choice.
@@ -70,7 +72,9 @@ KNOWN = [
         "27.0.1",
         "LengthReader gives a short body without error, or raises ConnectionResetError",
     ),
-    Known("test_upload[reset]", "gunicorn", "27.0.1", "ConnectionResetError reaches the view"),
+    Known(
+        "test_upload[reset]", "gunicorn", "27.0.1", "ConnectionResetError may reach the view", True
+    ),
     Known("test_chunked_upload", "gunicorn", "27.0.1", "NoMoreData or an OSError reaches the view"),
     Known(
         "test_http_1_0_stream",
@@ -187,4 +191,6 @@ def known_failures(request: pytest.FixtureRequest, server: Server) -> None:
     for known in KNOWN:
         if known.server == server.name and known.case in (request.node.originalname, case):
             reason = f"{known.server} {known.version}: {known.reason}"
+            if known.races:
+                pytest.skip(reason)
             request.node.add_marker(pytest.mark.xfail(strict=True, reason=reason))

@@ -20,8 +20,9 @@ logger = logging.getLogger("flask_websockets")
 class Pipe:
     """One HTTP request between its thread and the loop, a window of bytes in each direction.
 
-    The loop feeds the body once the view asks for it; the view's chunks go to the loop as they
-    come. Each side waits only when the other is a window behind. Must be made on the loop.
+    The loop feeds a piece of the body ahead, and a window once the view asks for it; the view's
+    chunks go to the loop as they come. Each side waits only when the other is so far behind.
+    Must be made on the loop.
     """
 
     #: Bytes of the body that the view has not read, and of the response that the server has not
@@ -35,9 +36,10 @@ class Pipe:
         self._door = door  # set once
         # The body. An empty piece is its end, None says that no more will come.
         self._pieces: SimpleQueue[bytes | None] = SimpleQueue()  # the loop puts, the thread gets
-        self._asked = False  # loop only: the view wants the body
+        self._room = self.PIECE_BYTES  # loop only: bytes that may lie unread
         self._wanted: anyio.Event | None = None  # loop only: made by who waits for it
         self._discards = False  # loop only: nobody will read what still comes
+        self._incomplete = False  # loop only: a piece went nowhere
         self._unread = 0  # loop only: bytes
         self._has_asked = False  # thread only
         self._at_end = False  # thread only
@@ -78,7 +80,8 @@ class Pipe:
             raise BrokenPipeError("The client left before the end of its request.")
         self._at_end = not piece
         self._read += len(piece)
-        # Seldom, or each piece would ring. When all is read, as much as a window has been.
+        # Not for each piece, or each would ring. The loop waits with a window unread, and when
+        # that has been read, this has been told.
         if self._read >= self.WINDOW_BYTES // 2:
             self._post_or_break(self._ask, self._read)
             self._read = 0
@@ -89,13 +92,15 @@ class Pipe:
 
         :raises BrokenPipeError: if nobody takes them any more: the client or the server is gone.
         """
+        if self.broken:
+            raise BrokenPipeError("Nobody reads the response any more.")
         self._put_last = last
         self._post_or_break(self._arrive, (chunk, last))
         self._untaken += len(chunk)
         # The loop answers for each chunk, and close() for good: this wait has an end. With room
         # left it still looks, or a generator would not learn that its client has left.
         while not last and (self._untaken >= self.WINDOW_BYTES or not self._taken.empty()):
-            taken = None if self.broken else self._taken.get()
+            taken = self._taken.get()
             if taken is None:
                 self.broken = True
                 raise BrokenPipeError("Nobody reads the response any more.")
@@ -120,25 +125,30 @@ class Pipe:
     # -- the loop -----------------------------------------------------------------------------
 
     async def wanted(self) -> None:
-        """Loop. Wait until the view wants the body, and there is room for more of it."""
-        while not self._discards and (not self._asked or self._unread >= self.WINDOW_BYTES):
+        """Loop. Wait until there is room for more of the body."""
+        while not self._discards and self._unread >= self._room:
             self._wanted = anyio.Event()
             await self._wanted.wait()
 
     def feed(self, piece: bytes) -> None:
         """Loop. A piece of the body has come."""
-        if piece and not self._discards:
+        if self._discards:
+            self._incomplete = True
+        elif piece:
             self._unread += len(piece)
             self._pieces.put(piece)
 
     def end(self) -> None:
         """Loop. The body is complete."""
-        self._pieces.put(b"")
+        self._pieces.put(None if self._incomplete else b"")
+
+    def hold(self) -> None:
+        """Loop. Bring in nothing until the view asks: the client waits to be asked."""
+        self._room = 0
 
     def read_ahead(self) -> None:
-        """Loop. Bring in the body whether the view asks for it or not."""
-        if not self._asked:
-            self._ask(0)
+        """Loop. Bring in a window of the body whether the view asks for it or not."""
+        self._ask(0)
 
     def answer(self, body: bytes) -> None:
         """Loop. Give a whole response in the application's stead, which is not called."""
@@ -180,7 +190,7 @@ class Pipe:
 
     def _ask(self, read: int) -> None:
         self._unread -= read
-        self._asked = True
+        self._room = self.WINDOW_BYTES
         if self._wanted is not None:
             self._wanted.set()
 
