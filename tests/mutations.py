@@ -168,7 +168,7 @@ MUTATIONS = (
         module="asgi.py",
         old="if not runtime.admit(config):\n",
         new="if not runtime.admit(config):\n"
-        "            self._connect(runtime, scope, receive, send)\n",
+        "            self._connect(runtime, scope, environ, receive, send)\n",
         test="test_asgi.py::test_i3_above_the_limit_503_without_a_thread",
         reason="A handshake that is turned away has taken a thread first.",
     ),
@@ -180,6 +180,15 @@ MUTATIONS = (
         new="limit = 1_000_000",
         test="test_asgi.py::test_handshakes_queue_and_then_get_503",
         reason="WEBSOCKETS_MAX_HANDSHAKES is not kept.",
+    ),
+    Mutation(
+        name="underscores-pose-as-hyphens",
+        invariant="I3",
+        module="environ.py",
+        old="""if b"_" in raw_name or raw_name.startswith(b":"):""",
+        new="""if raw_name.startswith(b":"):""",
+        test="test_environ.py::TestEnviron::test_underscore_headers_are_dropped",
+        reason="X_Forwarded_For poses as X-Forwarded-For, past every proxy that guards the one.",
     ),
     # -- I4: one reader, one writer -----------------------------------------------------------
     Mutation(
@@ -307,6 +316,109 @@ MUTATIONS = (
         test="test_mutation_gaps.py::test_i5_a_blocked_send_ends_with_its_connection[asyncio-close]",
         reason="A send that waits for room does not learn that another thread has closed.",
     ),
+    Mutation(
+        name="response-not-closed",
+        invariant="I5",
+        module="wsgi.py",
+        old="""                if hasattr(chunks, "close"):
+                    chunks.close()
+""",
+        new="                pass\n",
+        test="test_wsgi.py::TestCall::test_chunks_are_passed_on_one_by_one",
+        reason="The application is not told that its response is over: teardown never runs.",
+    ),
+    Mutation(
+        name="short-response-passes-for-whole",
+        invariant="I5",
+        module="wsgi.py",
+        old="if promised is not None and self._given < promised:",
+        new="if False:",
+        test="test_wsgi.py::TestLength::test_a_body_that_is_shorter_is_an_error",
+        reason="A response that is shorter than its Content-Length ends as if it were whole.",
+    ),
+    Mutation(
+        name="exit-of-a-request-ends-the-server",
+        invariant="I5",
+        module="wsgi.py",
+        old="            self._pipe.fail(wrapped)",
+        new="            self._pipe.fail(error)",
+        test="test_wsgi.py::TestErrors::test_what_ends_a_thread_is_wrapped",
+        reason="SystemExit and CancelledError of an application are raised in the server's task.",
+    ),
+    Mutation(
+        name="own-broken-pipe-swallowed",
+        invariant="I5",
+        module="wsgi.py",
+        old="""            if not self._pipe.broken:
+                self._pipe.fail(error)
+""",
+        new="            pass\n",
+        test="test_wsgi.py::TestErrors::test_the_same_errors_of_the_applications_own",
+        reason="A BrokenPipeError of the application's own ends its response without a word.",
+    ),
+    Mutation(
+        name="pipe-left-open",
+        invariant="I5",
+        module="http.py",
+        old="                pipe.close()  # the thread learns of it at once\n",
+        new="",
+        test="test_http_contract.py::test_i5_a_task_that_is_cancelled_lets_its_thread_go",
+        reason="A request that is over leaves its thread waiting, for ever.",
+    ),
+    Mutation(
+        name="leave-behind-an-upload-unseen",
+        invariant="I5",
+        module="http.py",
+        old="            self._pipe.read_ahead()\n",
+        new="",
+        test="test_http_contract.py::test_i5_a_client_that_leaves_in_its_upload_is_seen",
+        reason="A client that leaves is not seen while its body waits for a view that reads none.",
+    ),
+    Mutation(
+        name="upload-in-the-way-of-the-end",
+        invariant="I5",
+        module="http.py",
+        old="                self._pipe.discard()\n",
+        new="",
+        test="test_http_contract.py::test_the_end_of_the_response_comes_behind_the_body",
+        reason="hypercorn waits for room behind a body that nobody takes, with the last chunk.",
+    ),
+    Mutation(
+        name="end-cuts-the-last-send",
+        invariant="I5",
+        module="http.py",
+        old="if not self._finishing:",
+        new="if True:",
+        test="test_http_contract.py::test_the_last_send_is_not_cut_short",
+        reason="hypercorn says within the last send that the exchange is over, and is cancelled.",
+    ),
+    Mutation(
+        name="server-asked-for-ever",
+        invariant="I5",
+        module="http.py",
+        old="await anyio.sleep_forever()",
+        new="continue",
+        test="test_http_scopes.py::TestMessages::test_a_server_that_repeats_the_end",
+        reason="A server that repeats the end of the body is asked for ever: the loop spins.",
+    ),
+    Mutation(
+        name="error-in-a-group",
+        invariant="I5",
+        module="http.py",
+        old="                self._error = error  # raised as itself, not in a group\n",
+        new="                raise\n",
+        test="test_http_contract.py::test_an_error_of_send_is_raised_as_itself",
+        reason="What a request raises reaches the server in an ExceptionGroup.",
+    ),
+    Mutation(
+        name="discarded-body-passes-for-whole",
+        invariant="I5",
+        module="bridge/pipe.py",
+        old='None if self._incomplete else b""',
+        new='b""',
+        test="test_pipe.py::TestBody::test_a_body_of_which_a_part_was_discarded_is_not_whole",
+        reason="Code that reads the body behind its response gets a shorter one, and no error.",
+    ),
     # -- I6: every buffer is bounded --------------------------------------------------------------
     Mutation(
         name="inbox-without-messages-bound",
@@ -398,6 +510,33 @@ MUTATIONS = (
         test="test_asgi.py::test_i8_http_requests_queue_and_then_get_503",
         reason="Any number of HTTP requests wait for the pool.",
     ),
+    Mutation(
+        name="response-without-window",
+        invariant="I6",
+        module="bridge/pipe.py",
+        old="self._untaken >= self.WINDOW_BYTES or ",
+        new="",
+        test="test_pipe.py::TestResponse::test_i6_the_thread_waits_when_a_window_is_not_taken",
+        reason="A response of any size lies in memory for a client that does not read.",
+    ),
+    Mutation(
+        name="body-without-window",
+        invariant="I6",
+        module="bridge/pipe.py",
+        old="while not self._discards and self._unread >= self._room:",
+        new="while False:",
+        test="test_pipe.py::TestBody::test_i6_a_window_of_it_waits_for_the_view",
+        reason="A body of any size lies in memory for a view that does not read.",
+    ),
+    Mutation(
+        name="copies-without-end",
+        invariant="I6",
+        module="environ.py",
+        old="if len(copies) == MAX_COPIES:",
+        new="if False:",
+        test="test_http_scopes.py::TestScopes::test_copies_of_a_header",
+        reason="A client may send any number of copies of a header, and all are joined.",
+    ),
     # -- I7: the hub has one thread -------------------------------------------------------------
     Mutation(
         name="fan-out-without-snapshot",
@@ -431,12 +570,14 @@ MUTATIONS = (
         name="views-on-the-http-pool",
         invariant="I8",
         module="asgi.py",
-        old="self._http = HttpAdapter(wsgi_app, HttpPool(config.http_threads), ",
-        new="""pool = HttpPool(config.http_threads)
+        old="        self._http: tuple[Runtime, HttpAdapter] | None = None\n",
+        new="""        self._http = None
+        pool = HttpPool(config.http_threads)
+        globals()["HttpPool"] = lambda size: pool
         from . import connection
 
         connection.start_view_thread = lambda run, name: pool.submit(run)
-        self._http = HttpAdapter(wsgi_app, pool, """,
+""",
         test="test_asgi.py::test_i8_blocked_views_do_not_starve_http",
         reason="Views and HTTP share one limit of threads.",
     ),
@@ -457,6 +598,36 @@ MUTATIONS = (
         new="HttpPool(1)",
         test="test_asgi.py::test_http_runs_in_parallel",
         reason="HTTP requests wait for each other on one thread, as in asgiref.",
+    ),
+    Mutation(
+        name="http-threads-without-limit",
+        invariant="I8",
+        module="bridge/threads.py",
+        old="self._busy >= self._threads and self._threads < self._size",
+        new="self._busy >= self._threads",
+        test="test_threads.py::test_i8_at_most_size_threads",
+        reason="WEBSOCKETS_HTTP_THREADS is not kept.",
+    ),
+    Mutation(
+        name="work-without-a-thread",
+        invariant="I8",
+        module="bridge/threads.py",
+        old="""                        self._busy -= 1
+                        return False
+""",
+        new="                        pass\n",
+        test="test_threads.py::TestNoThreadLeft::test_without_any_thread_the_work_is_refused",
+        reason="With no thread left a request waits in the queue, and is not told to try again.",
+    ),
+    Mutation(
+        name="context-not-copied",
+        invariant="I8",
+        module="http.py",
+        old="partial(context.run, call.run_wsgi_app, environ)",
+        new="partial(call.run_wsgi_app, environ)",
+        test="test_http_flask.py"
+        "::test_the_variables_of_an_asgi_middleware_reach_everything_of_a_request",
+        reason="A request's thread sees nothing of the context of its task.",
     ),
     # -- I9: shutdown is bounded ------------------------------------------------------------------
     Mutation(
@@ -583,6 +754,15 @@ MUTATIONS = (
         new="",
         test="test_servers_uvicorn.py::test_the_watch_aborts_what_cannot_close",
         reason="The watch sees transports that cannot close, and leaves them.",
+    ),
+    Mutation(
+        name="no-deadline-for-a-response",
+        invariant="I11",
+        module="http.py",
+        old="with anyio.move_on_after(self._send_timeout) as deadline:",
+        new="with anyio.move_on_after(None) as deadline:",
+        test="test_http_contract.py::test_i11_a_client_that_takes_nothing_is_given_up",
+        reason="A request waits without limit for a client that does not read its response.",
     ),
     # -- I12: we say goodbye ourselves ----------------------------------------------------------
     Mutation(

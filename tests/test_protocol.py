@@ -15,7 +15,10 @@ from flask_websockets.protocol import (
     State,
     choose_subprotocol,
     encode_headers,
+    encode_response_headers,
     message_bytes,
+    parse_status,
+    plain_response,
     refusal_messages,
     transition,
     unavailable,
@@ -234,6 +237,152 @@ class TestHeaders:
         """ASGI wants lower case names and bytes."""
         pairs = [("X-Name", "Caf\xe9"), ("Set-Cookie", "A=B")]
         assert encode_headers(pairs) == [(b"x-name", b"Caf\xe9"), (b"set-cookie", b"A=B")]
+
+
+class TestStatus:
+    """The status line of a WSGI response."""
+
+    @pytest.mark.parametrize(
+        ("status", "code"),
+        [
+            ("200 OK", 200),
+            ("404 Not Found", 404),
+            ("200", 200),
+            ("200 ", 200),
+            ("299  Two  Spaces", 299),
+            ("500 caf\xe9", 500),
+            ("599 ", 599),
+        ],
+    )
+    def test_statuses(self, status, code):
+        """The code counts; the phrase may be anything, or missing."""
+        assert parse_status(status) == code
+
+    @pytest.mark.parametrize(
+        "status",
+        [
+            *("", " ", "OK", "OK 200", " 200 OK", "20 OK", "2000 OK", "-200 X", "+20 X", "2_0 X"),
+            *("200\tOK", "200OK", "\u0662\u0660\u0660 OK", "200\r\nX: y", "0x1 X", "2e2 X"),
+        ],
+    )
+    def test_no_statuses(self, status):
+        """Anything but three ASCII digits is a bad value, and named."""
+        with pytest.raises(ValueError, match="Expected a status from 200 to 599") as caught:
+            parse_status(status)
+        assert repr(status) in str(caught.value)
+
+    @pytest.mark.parametrize("status", ["100 Continue", "101 Switching", "103 Hints", "600 X"])
+    def test_no_final_statuses(self, status):
+        """An interim response would leave the client waiting for another."""
+        with pytest.raises(ValueError, match="Expected a status from 200 to 599"):
+            parse_status(status)
+
+    @pytest.mark.parametrize("status", [200, b"200 OK", None])
+    def test_wrong_type(self, status):
+        """A status is a str."""
+        with pytest.raises(TypeError, match=f"got {type(status).__name__}"):
+            parse_status(status)
+
+
+class TestResponseHeaders:
+    """Headers of a HTTP response."""
+
+    @pytest.mark.parametrize("make", [list, tuple, iter], ids=lambda kind: kind.__name__)
+    def test_encode(self, make):
+        """Lower case names and Latin-1 bytes, in the same order, repeated ones included."""
+        pairs = [("Set-Cookie", "a=1"), ("X-Name", "Caf\xe9"), ("set-cookie", "b=2"), ("X", "")]
+        assert encode_response_headers(200, make(pairs)) == (
+            [
+                (b"set-cookie", b"a=1"),
+                (b"x-name", b"Caf\xe9"),
+                (b"set-cookie", b"b=2"),
+                (b"x", b""),
+            ],
+            None,
+        )
+
+    def test_white_space_around_a_value(self):
+        """It is no part of the value (RFC 9110 section 5.5), and h11 refuses it."""
+        headers, length = encode_response_headers(
+            200, [("X", " \ta b\t "), ("Content-Length", " 3")]
+        )
+        assert headers == [(b"x", b"a b"), (b"content-length", b"3")]
+        assert length == 3
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            *("Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization", "TE"),
+            *("Trailers", "Transfer-Encoding", "UPGRADE", "transfer-encoding"),
+        ],
+    )
+    def test_headers_of_the_connection(self, name):
+        """They are the server's: the application's are left out, and the others stay."""
+        pairs = [("X-One", "1"), (name, "chunked"), ("X-Two", "2")]
+        assert encode_response_headers(200, pairs)[0] == [(b"x-one", b"1"), (b"x-two", b"2")]
+
+    @pytest.mark.parametrize("value", ["websocket", "WebSocket", " websocket "])
+    def test_upgrade_of_a_426(self, value):
+        """A 426 must say what to upgrade to (RFC 9110 section 15.5.22)."""
+        pairs = [("Upgrade", value), ("Connection", "Upgrade")]
+        headers, _ = encode_response_headers(426, pairs)
+        assert headers == [(b"upgrade", value.strip().encode())]
+
+    @pytest.mark.parametrize(("text", "length"), [("0", 0), ("12", 12), ("007", 7)])
+    def test_content_length(self, text, length):
+        """The length is sent as it is, and returned."""
+        pairs = [("content-LENGTH", text)]
+        expected = ([(b"content-length", text.encode())], length)
+        assert encode_response_headers(200, pairs) == expected
+
+    @pytest.mark.parametrize("text", ["", "x", "1.5", "1 2", "1,1", "0x10"])
+    def test_no_content_length(self, text):
+        """What is no number is a bad value."""
+        with pytest.raises(ValueError):
+            encode_response_headers(200, [("Content-Length", text)])
+
+    @pytest.mark.parametrize("text", ["-1", "+1", "1_000"])
+    def test_a_number_that_is_no_content_length(self, text):
+        """Digits only: a server passes on what a client takes for something else, or refuses."""
+        with pytest.raises(ValueError):
+            encode_response_headers(200, [("Content-Length", text)])
+
+    @pytest.mark.parametrize("status", [204, 304])
+    def test_statuses_without_a_length(self, status):
+        """A 204 has none (RFC 9110 section 8.6), and servers wait for the body of a 304's."""
+        pairs = [("Content-Length", "5"), ("ETag", '"x"')]
+        assert encode_response_headers(status, pairs) == ([(b"etag", b'"x"')], None)
+
+    @pytest.mark.parametrize("value", ["a\r\nSet-Cookie: b=c", "a\rb", "a\n", "nul\0", "\x7f", "€"])
+    @pytest.mark.parametrize("name", ["X-Value", "Connection", "Content-Length"])
+    def test_bad_values(self, name, value):
+        """CR, LF, other controls and what is not Latin-1 are bad, in what is left out as well."""
+        with pytest.raises(ValueError, match=f"header {name} has a character"):
+            encode_response_headers(200, [("X-Good", "1"), (name, value)])
+
+    @pytest.mark.parametrize("name", ["", "X Value", "X:Value", "X-Value\r\n", "X-Valeur-é"])
+    def test_bad_names(self, name):
+        """A name that is no token is a bad value."""
+        with pytest.raises(ValueError, match="is no header name"):
+            encode_response_headers(200, [(name, "value")])
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [(b"X-Value", "v"), ("X-Value", b"v"), ("Content-Length", 1), (None, "v")],
+    )
+    def test_wrong_types(self, name, value):
+        """Names and values are str."""
+        with pytest.raises(TypeError, match="pair of str"):
+            encode_response_headers(200, [(name, value)])
+
+    def test_plain_response(self):
+        """One line of text, with its length in bytes."""
+        status, headers, body = plain_response(400, "caf\xe9")
+        assert (status, body) == (400, b"caf\xc3\xa9\n")
+        assert dict(headers) == {
+            "Content-Type": "text/plain; charset=utf-8",
+            "Content-Length": "6",
+        }
 
 
 class TestTokens:

@@ -9,11 +9,22 @@ from types import SimpleNamespace
 
 import pytest
 from uvicorn import Config
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.protocols.websockets.wsproto_impl import WSProtocol
 from uvicorn.server import ServerState
 
-from flask_websockets.servers.uvicorn import InlineSend, Watch, abort, protocol_of
+from flask_websockets.servers.uvicorn import (
+    InlineSend,
+    Watch,
+    abort,
+    exchange_of,
+    has_ended,
+    has_received,
+    is_writable,
+    protocol_of,
+)
 
 CLASSES = [WSProtocol, WebSocketsSansIOProtocol]
 
@@ -238,3 +249,296 @@ def test_abort_aborts():
     transport = Transport()
     abort(SimpleNamespace(transport=transport))
     assert transport.aborted
+
+
+# -- the HTTP exchange ----------------------------------------------------------------------------
+
+HTTP_CLASSES = [H11Protocol, HttpToolsProtocol]
+
+GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+POST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 6\r\n\r\n"
+CHUNKED = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+EXPECT = POST[:-2] + b"Expect: 100-continue\r\n\r\n"
+
+START = {
+    "type": "http.response.start",
+    "status": 200,
+    "headers": [(b"content-length", b"4")],
+}
+HALF = {"type": "http.response.body", "body": b"ab", "more_body": True}
+END = {"type": "http.response.body", "body": b"cd", "more_body": False}
+DISCONNECT = {"type": "http.disconnect"}
+
+
+def piece(body, more):
+    return {"type": "http.request", "body": body, "more_body": more}
+
+
+#: What ``step`` returns of a call that waits.
+WAITS = object()
+
+
+def step(call):
+    """One step of a coroutine: what it returned, WAITS if it waits; it goes no further."""
+    try:
+        call.send(None)
+    except StopIteration as stop:
+        return stop.value
+    call.close()
+    return WAITS
+
+
+async def called(kind, head):
+    """A protocol object of *kind* that has called its application for *head*."""
+    calls = asyncio.Queue()
+
+    async def app(scope, receive, send):
+        calls.put_nowait((receive, send))
+        await asyncio.Event().wait()
+
+    config = Config(app, lifespan="off", log_config=None)
+    config.load()
+    protocol = kind(config=config, server_state=ServerState(), app_state={})
+    transport = Transport()
+    protocol.connection_made(transport)
+    protocol.data_received(head)
+    receive, send = await asyncio.wait_for(calls.get(), 5)
+    return protocol, receive, send, transport
+
+
+def exchanges(head):
+    """Run a test for both kinds, in the application's place."""
+
+    def decorate(test):
+        @pytest.mark.parametrize("kind", HTTP_CLASSES)
+        def run(kind):
+            async def main():
+                protocol, receive, send, transport = await called(kind, head)
+                exchange = exchange_of(receive, "receive")
+                assert exchange is not None, f"look at {kind.__module__}.RequestResponseCycle"
+                await test(protocol, receive, send, transport, exchange)
+                protocol.connection_lost(OSError("the end of the test"))
+                await finish(protocol)
+
+            asyncio.run(main())
+
+        run.__name__, run.__doc__ = test.__name__, test.__doc__
+        return run
+
+    return decorate
+
+
+@exchanges(GET)
+async def test_uvicorns_own_exchange_is_known(protocol, receive, send, transport, exchange):
+    """Its receive and its send, each by its own name, behind the default proxy middleware."""
+    assert exchange_of(send, "send") is exchange
+    assert exchange is protocol.cycle
+    assert exchange.transport is transport
+
+
+@exchanges(GET)
+async def test_another_exchange_is_unknown(protocol, receive, send, transport, exchange):
+    """What a middleware has wrapped, a subclass, and the one method for the other."""
+
+    class Other(type(exchange)):
+        pass
+
+    class Wrapper:
+        async def receive(self):
+            pass
+
+        async def send(self, message):
+            pass
+
+    async def wrapped(*args):
+        pass
+
+    other = Other.__new__(Other)
+    other.__dict__.update(vars(exchange))
+    for stranger in (other, Wrapper()):
+        assert exchange_of(stranger.receive, "receive") is None
+        assert exchange_of(stranger.send, "send") is None
+    for name in ("receive", "send"):
+        assert exchange_of(wrapped, name) is None
+        assert exchange_of(print, name) is None
+    assert exchange_of(receive, "send") is None
+    assert exchange_of(send, "receive") is None
+
+
+@pytest.mark.parametrize(
+    "lacks", ["message_event", "disconnected", "flow", "transport", "write_paused"]
+)
+def test_an_exchange_of_another_release_is_unknown(lacks):
+    """Without what we look at, everything works, only slower."""
+
+    async def main():
+        protocol, receive, send, _ = await called(H11Protocol, GET)
+        exchange = exchange_of(receive, "receive")
+        if lacks == "write_paused":
+            exchange.flow, kept = SimpleNamespace(), exchange.flow
+        else:
+            kept = vars(exchange).pop(lacks)
+        assert exchange_of(receive, "receive") is None
+        assert exchange_of(send, "send") is None
+        setattr(exchange, "flow" if lacks == "write_paused" else lacks, kept)
+        protocol.connection_lost(OSError("the end of the test"))
+        await finish(protocol)
+
+    asyncio.run(main())
+
+
+def test_of_an_unknown_exchange_nothing_is_known():
+    """Not that a call would return at once, nor that it is over."""
+    assert not has_received(None)
+    assert not is_writable(None)
+    assert not has_ended(None)
+
+
+def expect_receive(exchange, receive, message):
+    """has_received says so exactly if receive returns at once, and this is what it returns."""
+    assert has_received(exchange) is (message is not WAITS)
+    received = step(receive())
+    assert received is message or received == message
+
+
+@exchanges(GET)
+async def test_receive_of_a_request_without_a_body(protocol, receive, send, transport, exchange):
+    """It returns at once, then it waits, and returns again when the client has left."""
+    expect_receive(exchange, receive, piece(b"", False))
+    expect_receive(exchange, receive, WAITS)
+    protocol.connection_lost(OSError("gone"))
+    for _ in range(3):
+        expect_receive(exchange, receive, DISCONNECT)
+
+
+@exchanges(POST)
+async def test_receive_of_a_body(protocol, receive, send, transport, exchange):
+    """It waits for each piece, and returns once when there is one."""
+    expect_receive(exchange, receive, WAITS)
+    protocol.data_received(b"abc")
+    expect_receive(exchange, receive, piece(b"abc", True))
+    expect_receive(exchange, receive, WAITS)
+    protocol.data_received(b"d")
+    protocol.data_received(b"ef")
+    expect_receive(exchange, receive, piece(b"def", False))
+    expect_receive(exchange, receive, WAITS)
+
+
+@exchanges(CHUNKED)
+async def test_receive_of_a_chunked_body(protocol, receive, send, transport, exchange):
+    """So it is without a Content-Length."""
+    expect_receive(exchange, receive, WAITS)
+    protocol.data_received(b"3\r\nabc\r\n")
+    expect_receive(exchange, receive, piece(b"abc", True))
+    protocol.data_received(b"0\r\n\r\n")
+    expect_receive(exchange, receive, piece(b"", False))
+
+
+@exchanges(POST + b"abcdef")
+async def test_receive_of_a_body_that_came_with_its_head(
+    protocol, receive, send, transport, exchange
+):
+    """The whole body is there when the application is called."""
+    expect_receive(exchange, receive, piece(b"abcdef", False))
+
+
+@exchanges(EXPECT)
+async def test_receive_asks_for_the_body(protocol, receive, send, transport, exchange):
+    """100 goes out with the first receive, and not before: has_received asks for nothing."""
+    assert not has_received(exchange)
+    assert transport.written == []
+    assert step(receive()) is WAITS
+    assert b"".join(transport.written).startswith(b"HTTP/1.1 100 ")
+
+
+@exchanges(GET)
+async def test_receive_behind_the_response(protocol, receive, send, transport, exchange):
+    """It returns at once, for ever."""
+    expect_receive(exchange, receive, piece(b"", False))
+    for message in (START, HALF, END):
+        expect_receive(exchange, receive, WAITS)
+        assert step(send(message)) is None
+    for _ in range(3):
+        expect_receive(exchange, receive, DISCONNECT)
+
+
+@exchanges(GET)
+async def test_send_does_not_wait_while_writing_is_not_paused(
+    protocol, receive, send, transport, exchange
+):
+    """One step takes each message to the transport."""
+    for message in (START, HALF, END):
+        assert is_writable(exchange)
+        transport.written.clear()
+        assert step(send(message)) is None
+        assert transport.written
+    assert b"".join(transport.written).startswith(b"cd")
+
+
+@exchanges(GET)
+async def test_send_waits_while_writing_is_paused(protocol, receive, send, transport, exchange):
+    """Above the transport's mark it waits until that is below it again."""
+    assert step(send(START)) is None
+    protocol.pause_writing()
+    assert not is_writable(exchange)
+    transport.written.clear()
+    waiting = asyncio.create_task(send(HALF))
+    await asyncio.sleep(0)
+    assert transport.written == []
+    protocol.resume_writing()
+    assert is_writable(exchange)
+    await asyncio.wait_for(waiting, 5)
+    assert transport.written == [b"ab"]
+
+
+@exchanges(GET)
+async def test_send_does_not_wait_for_a_client_that_has_left(
+    protocol, receive, send, transport, exchange
+):
+    """A connection that is lost while writing is paused lets everybody go."""
+    assert step(send(START)) is None
+    protocol.pause_writing()
+    waiting = asyncio.create_task(send(HALF))
+    await asyncio.sleep(0)
+    protocol.connection_lost(OSError("gone"))
+    assert is_writable(exchange)
+    await asyncio.wait_for(waiting, 5)
+    assert step(send(END)) is None
+
+
+@pytest.mark.parametrize("kind", HTTP_CLASSES)
+def test_send_waits_for_nothing_but_the_transport(kind):
+    """The source says so: with is_writable true, there is nothing else to wait for."""
+    source = inspect.getsource(inspect.getmodule(kind).RequestResponseCycle.send)
+    assert source.count("await ") == 1
+    assert "await self.flow.drain()" in source
+
+
+@exchanges(POST)
+async def test_a_client_that_has_left(protocol, receive, send, transport, exchange):
+    """has_ended knows it from the moment in which the connection is lost."""
+    assert not has_ended(exchange)
+    assert exchange.disconnected is False
+    protocol.connection_lost(OSError("gone"))
+    assert has_ended(exchange)
+    assert exchange.disconnected is True
+
+
+@exchanges(CHUNKED)
+async def test_a_request_that_uvicorn_refuses(protocol, receive, send, transport, exchange):
+    """It answers 400 itself, behind a head for which it has called the application."""
+    assert not has_ended(exchange)
+    protocol.data_received(b"no chunk\r\n")
+    assert transport.is_closing()
+    assert has_ended(exchange)
+    assert b"".join(transport.written).startswith(b"HTTP/1.1 400 ")
+
+
+@exchanges(GET)
+async def test_abort_cuts_an_exchange(protocol, receive, send, transport, exchange):
+    """The transport is aborted, and the exchange has ended."""
+    assert step(send(START)) is None
+    assert not has_ended(exchange)
+    abort(exchange)
+    assert transport.aborted
+    assert has_ended(exchange)

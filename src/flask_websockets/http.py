@@ -73,15 +73,16 @@ class HttpAdapter(WsgiToAsgi):
                 call.answer(unavailable("The server is too busy."))
         response = _Exchange(call, pipe, receive, send, self._send_timeout)
         try:
-            await response.run(body)
+            try:
+                await response.run(body)
+            finally:
+                pipe.close()  # the thread learns of it at once
+                counters.body_timeouts += pipe.silent
         except _Left:
-            await _until_left(receive)  # the thread learns of it from the pipe
+            await response.end()
         except _Stuck:
             counters.send_timeouts += 1
             await response.cut()
-        finally:
-            pipe.close()
-            counters.body_timeouts += pipe.silent
 
 
 class _Stuck(Exception):
@@ -210,11 +211,16 @@ class _Exchange:
         """End the connection of a client that does not read."""
         if self._uvicorn is not None:
             uvicorn.abort(self._uvicorn)
-        await _until_left(self._receive)
+        await self.end()
+
+    async def end(self) -> None:
+        """Return to the server when it knows that the client is gone."""
+        if self._uvicorn is not None:
+            await _until_left(self._receive)
 
 
 async def _until_left(receive: Receive) -> None:
-    """Wait until the server knows that the client is gone; or it would miss our response."""
+    """Wait until uvicorn knows that the client is gone; before, it would miss a response."""
     with anyio.move_on_after(END_TIMEOUT):
         while (await receive())["type"] == "http.request":
             await anyio.lowlevel.checkpoint()

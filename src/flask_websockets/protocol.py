@@ -192,7 +192,8 @@ def encode_response_headers(
     body that a 304 announces.
 
     :raises TypeError: if names or values are not ``str``.
-    :raises ValueError: for CR, LF, characters outside Latin-1 and names that are no token.
+    :raises ValueError: for CR, LF, characters outside Latin-1, names that are no token and a
+        Content-Length that is no number.
     """
     encoded: list[tuple[bytes, bytes]] = []
     length: int | None = None
@@ -202,6 +203,8 @@ def encode_response_headers(
         if lower == "content-length":
             if status in (204, 304):
                 continue
+            if not re.fullmatch("[0-9]+", value):
+                raise ValueError(f"A Content-Length is a number of bytes; got {value!r}.")
             length = int(value)
         elif is_hop_by_hop(lower) and (lower, value.lower()) != ("upgrade", "websocket"):
             continue

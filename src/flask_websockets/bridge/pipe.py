@@ -132,9 +132,11 @@ class Pipe:
 
     def feed(self, piece: bytes) -> None:
         """Loop. A piece of the body has come."""
+        if not piece:
+            return
         if self._discards:
             self._incomplete = True
-        elif piece:
+        else:
             self._unread += len(piece)
             self._pieces.put(piece)
 

@@ -96,6 +96,13 @@ class HttpPool:
                 continue
             try:
                 run()
+            except BaseException as error:
+                # Told as of any thread; but this one has more to do.
+                threading.excepthook(
+                    threading.ExceptHookArgs(
+                        (type(error), error, error.__traceback__, threading.current_thread())
+                    )
+                )
             finally:
                 with self._lock:
                     self._busy -= 1
