@@ -150,6 +150,11 @@ class Door:
     @property
     def leads_here(self) -> bool:
         """Loop. Whether the running loop is the one that this door leads to."""
+        if isinstance(self._token, asyncio.AbstractEventLoop):  # the short way: once a request
+            try:
+                return asyncio.get_running_loop() is self._token
+            except RuntimeError:
+                return False
         return anyio.lowlevel.current_token().native_token is self._token
 
     def hand_over(self, queue: SimpleQueue[T], item: T) -> None:
