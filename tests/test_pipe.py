@@ -184,6 +184,28 @@ class TestResponse:
 
         pipes(main)
 
+    def test_i6_the_window_has_places_for_so_many_chunks(self, pipes):
+        """However small they are: each weighs something, and is a command at the door."""
+        put = []
+
+        def respond(pipe):
+            for number in range(Pipe.WINDOW_PIECES + 1):
+                pipe.put(b"x", last=False)
+                put.append(number)
+
+        async def main(door, pipe):
+            thread = InThread(respond, pipe)
+            got = 0
+            with anyio.fail_after(TIMEOUT):
+                while got < Pipe.WINDOW_PIECES:
+                    got += len((await pipe.get())[0])
+            await anyio.sleep(GRACE)
+            assert len(put) == Pipe.WINDOW_PIECES - 1
+            pipe.taken(got)
+            await thread.end()
+
+        pipes(main)
+
     def test_the_last_chunk_waits_for_nobody(self, pipes):
         """A thread with its whole response given is free, however large that is."""
 
@@ -369,6 +391,26 @@ class TestBody:
             await InThread(read, pipe, 1).end()
             with anyio.fail_after(TIMEOUT):
                 await pipe.wanted()
+
+        pipes(main)
+
+    def test_i6_so_many_pieces_wait_for_the_view(self, pipes):
+        """However small they are; a body of many more comes whole all the same."""
+
+        async def main(door, pipe):
+            pieces = 3 * Pipe.WINDOW_PIECES + 1
+            for _ in range(Pipe.WINDOW_PIECES):
+                pipe.feed(b"x")
+            with anyio.move_on_after(GRACE) as waiting:
+                await pipe.wanted()
+            assert waiting.cancelled_caught
+            thread = InThread(read_all, pipe)
+            with anyio.fail_after(TIMEOUT):
+                for _ in range(pieces - Pipe.WINDOW_PIECES):
+                    await pipe.wanted()
+                    pipe.feed(b"x")
+            pipe.end()
+            assert len(await thread.end()) == pieces
 
         pipes(main)
 

@@ -29,6 +29,8 @@ class Pipe:
     #: taken; above it the one or the other waits. Four times what a server reads or buffers at
     #: a time (uvicorn: 64 KiB): with less, each piece would cost a switch of threads.
     WINDOW_BYTES = 262_144
+    #: The same in pieces and chunks, which weigh something however small they are.
+    WINDOW_PIECES = 1_024
     #: Bytes that are sent at a time, each with its own deadline. Smaller chunks are joined.
     PIECE_BYTES = 65_536
 
@@ -44,13 +46,17 @@ class Pipe:
         self._has_asked = False  # thread only
         self._at_end = False  # thread only
         self._read = 0  # thread only: bytes that the loop does not know of
+        self._read_pieces = 0  # thread only: the same in pieces
         # The response.
         self._chunks: list[bytes] = []  # loop only
         self._last = False  # loop only: the last chunk is among them
         self._error: Exception | None = None  # loop only
         self._arrived: anyio.Event | None = None  # loop only: made by who waits for it
-        self._taken: SimpleQueue[int | None] = SimpleQueue()  # bytes; the loop puts
+        self._got = 0  # loop only: chunks that get() has returned and nobody has taken
+        # Bytes and chunks; the loop puts.
+        self._taken: SimpleQueue[tuple[int, int] | None] = SimpleQueue()
         self._untaken = 0  # thread only: bytes
+        self._untaken_chunks = 0  # thread only
         self._put_last = False  # thread only
         self.broken = False  # thread only: it has met that nobody is at the other end
         self.silent = False  # set by the thread: the client sent nothing for too long
@@ -80,11 +86,12 @@ class Pipe:
             raise BrokenPipeError("The client left before the end of its request.")
         self._at_end = not piece
         self._read += len(piece)
+        self._read_pieces += 1
         # Not for each piece, or each would ring. The loop waits with a window unread, and when
         # that has been read, this has been told.
-        if self._read >= self.WINDOW_BYTES // 2:
+        if self._read >= self.WINDOW_BYTES // 2 or self._read_pieces >= self.WINDOW_PIECES // 2:
             self._post_or_break(self._ask, self._read)
-            self._read = 0
+            self._read = self._read_pieces = 0
         return piece
 
     def put(self, chunk: bytes, *, last: bool) -> None:
@@ -97,14 +104,20 @@ class Pipe:
         self._put_last = last
         self._post_or_break(self._arrive, (chunk, last))
         self._untaken += len(chunk)
+        self._untaken_chunks += 1
         # The loop answers for each chunk, and close() for good: this wait has an end. With room
         # left it still looks, or a generator would not learn that its client has left.
-        while not last and (self._untaken >= self.WINDOW_BYTES or not self._taken.empty()):
+        while not last and (self._window_is_full or not self._taken.empty()):
             taken = self._taken.get()
             if taken is None:
                 self.broken = True
                 raise BrokenPipeError("Nobody reads the response any more.")
-            self._untaken -= taken
+            self._untaken -= taken[0]
+            self._untaken_chunks -= taken[1]
+
+    @property
+    def _window_is_full(self) -> bool:
+        return self._untaken >= self.WINDOW_BYTES or self._untaken_chunks >= self.WINDOW_PIECES
 
     def fail(self, error: Exception) -> None:
         """Thread. The application raised: the request's task raises it too, or it is logged."""
@@ -126,7 +139,9 @@ class Pipe:
 
     async def wanted(self) -> None:
         """Loop. Wait until there is room for more of the body."""
-        while not self._discards and self._unread >= self._room:
+        while not self._discards and (
+            self._unread >= self._room or self._pieces.qsize() >= self.WINDOW_PIECES
+        ):
             self._wanted = anyio.Event()
             await self._wanted.wait()
 
@@ -175,14 +190,16 @@ class Pipe:
         while count < len(self._chunks) and size < self.PIECE_BYTES:
             size += len(self._chunks[count])
             count += 1
+        self._got += count
         chunks = self._chunks[:count]
         del self._chunks[:count]
         chunk = chunks[0] if count == 1 else b"".join(chunks)
         return chunk, self._last and not self._chunks
 
     def taken(self, count: int) -> None:
-        """Loop. The server has taken so many bytes."""
-        self._taken.put(count)
+        """Loop. The server has taken so many bytes, and whatever ``get`` returned."""
+        self._taken.put((count, self._got))
+        self._got = 0
 
     def close(self) -> None:
         """Loop. Nobody is here any more; the thread learns of it where it reads or puts."""
