@@ -24,7 +24,7 @@ def page() -> str:
         ws.onmessage = (message) => bar.value = JSON.parse(message.data).received / file.size;
         ws.onopen = async () => {
           const answer = await fetch(`/files/${id}`, { method: "POST", body: file });
-          text.textContent = await answer.text();
+          [bar.value, text.textContent] = [1, await answer.text()];
           ws.close();
         };
       };
