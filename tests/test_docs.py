@@ -260,6 +260,7 @@ def test_upload(load):
         assert "new WebSocket" in page.text
     data = bytes(range(256)) * 10_000
     with client.websocket_connect("/progress/one", timeout=TIMEOUT) as ws:
+        assert ws.receive_json() == {"received": 0}
         with client.post("/files/one", data=data) as answer:
             assert answer.json == {"bytes": len(data), "sha256": sha256(data).hexdigest()}
         told = [ws.receive_json()["received"] for _ in range(3)]

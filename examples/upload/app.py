@@ -22,11 +22,11 @@ def page() -> str:
         const [file] = event.target.files, id = crypto.randomUUID();
         const ws = new WebSocket(`${location.origin.replace("http", "ws")}/progress/${id}`);
         ws.onmessage = (message) => bar.value = JSON.parse(message.data).received / file.size;
-        ws.onopen = async () => {
+        ws.addEventListener("message", async () => {  // the first one: it listens
           const answer = await fetch(`/files/${id}`, { method: "POST", body: file });
           [bar.value, text.textContent] = [1, await answer.text()];
           ws.close();
-        };
+        }, { once: true });
       };
     </script>"""
 
@@ -34,8 +34,8 @@ def page() -> str:
 @websockets.route("/progress/<upload>")
 def progress(ws: WebSocket, upload: str) -> None:
     with websockets.subscribe(ws, upload):
-        for _ in ws.iter_data():  # until the page closes it
-            pass
+        ws.send_json({"received": 0})  # from here on the page misses nothing
+        ws.wait_closed()
 
 
 @app.post("/files/<upload>")

@@ -32,6 +32,7 @@ def test_the_bar_moves_while_the_file_comes(server):
     first, second = b"a" * MIB, b"b" * MIB
     client = http.client.HTTPConnection("127.0.0.1", server.port, timeout=TIMEOUT)
     with connect(server.ws_url("/progress/one"), proxy=None) as ws:
+        assert json.loads(ws.recv(timeout=TIMEOUT)) == {"received": 0}
         client.putrequest("POST", "/files/one")
         client.putheader("Content-Length", str(2 * MIB))
         client.endheaders(first)
