@@ -6,6 +6,7 @@ import http.client
 import json
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
 
@@ -27,11 +28,14 @@ def server(start_server: Callable[..., ServerProcess], implementation: str) -> S
     return start_server("", [*command, "--port", "{port}", *IMPLEMENTATIONS[implementation]])
 
 
+def ask(server: ServerProcess) -> closing[http.client.HTTPConnection]:
+    return closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=TIMEOUT))
+
+
 def test_the_bar_moves_while_the_file_comes(server):
     """The page hears of the first half before the second half is sent."""
     first, second = b"a" * MIB, b"b" * MIB
-    client = http.client.HTTPConnection("127.0.0.1", server.port, timeout=TIMEOUT)
-    with connect(server.ws_url("/progress/one"), proxy=None) as ws:
+    with ask(server) as client, connect(server.ws_url("/progress/one"), proxy=None) as ws:
         assert json.loads(ws.recv(timeout=TIMEOUT)) == {"received": 0}
         client.putrequest("POST", "/files/one")
         client.putheader("Content-Length", str(2 * MIB))
@@ -41,17 +45,15 @@ def test_the_bar_moves_while_the_file_comes(server):
         assert json.loads(ws.recv(timeout=TIMEOUT)) == {"received": 2 * MIB}
         answer = json.loads(client.getresponse().read())
     assert answer == {"bytes": 2 * MIB, "sha256": sha256(first + second).hexdigest()}
-    client.close()
 
 
 def test_the_download_is_whole(server):
     """A million lines arrive, each in its place."""
-    client = http.client.HTTPConnection("127.0.0.1", server.port, timeout=TIMEOUT)
-    client.request("GET", "/numbers.csv")
-    lines = client.getresponse().read().decode().splitlines()
+    with ask(server) as client:
+        client.request("GET", "/numbers.csv")
+        lines = client.getresponse().read().decode().splitlines()
     assert len(lines) == 1_000_000
     assert all(line == f"{n},{n * n}" for n, line in enumerate(lines))
-    client.close()
 
 
 @pytest.fixture(scope="module")
