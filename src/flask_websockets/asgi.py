@@ -147,8 +147,7 @@ class Application:
         match scope["type"]:
             case "http":
                 runtime = self._runtime(self._config)
-                http = self._adapter(runtime)
-                await http.serve(runtime.door, runtime.counters, scope, receive, send)
+                await self._adapter(runtime)(scope, receive, send)
             case "websocket":
                 await self._websocket(scope, receive, send)
             case "lifespan":
@@ -249,7 +248,10 @@ class Application:
         if self._http is None or self._http[0] is not runtime:
             config = self._config
             pool = HttpPool(config.http_threads)
-            self._http = (runtime, HttpAdapter(self._wsgi_app, pool, config.send_timeout))
+            adapter = HttpAdapter(
+                self._wsgi_app, pool, runtime.door, runtime.counters, config.send_timeout
+            )
+            self._http = (runtime, adapter)
         return self._http[1]
 
     def _slots(self, runtime: Runtime) -> anyio.Semaphore:

@@ -31,21 +31,29 @@ Send = Callable[[ASGIMessage], Awaitable[None]]
 
 
 class HttpAdapter(WsgiToAsgi):
-    """asgiref's adapter with threads of its own.
+    """asgiref's adapter with threads of its own: an ASGI application for ``http`` scopes.
 
-    :param send_timeout: seconds in which a client must take a window of the response.
+    :param door: of the one loop that it serves.
+    :param send_timeout: seconds in which a client must take a piece of the response.
     """
 
-    def __init__(self, wsgi_app: WSGIApp, pool: HttpPool, send_timeout: float) -> None:
+    def __init__(
+        self,
+        wsgi_app: WSGIApp,
+        pool: HttpPool,
+        door: Door,
+        counters: Counters,
+        send_timeout: float,
+    ) -> None:
         super().__init__(wsgi_app)  # type: ignore[no-untyped-call]
         self._pool = pool
+        self._door = door
+        self._counters = counters
         self._send_timeout = send_timeout
 
-    async def serve(
-        self, door: Door, counters: Counters, scope: Scope, receive: Receive, send: Send
-    ) -> None:
-        """Serve one request of the loop that *door* leads to."""
-        pipe = Pipe(door)
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        pipe, counters = Pipe(self._door), self._counters
         call = Call(self.wsgi_application, pipe, scope.get("method", "GET"))
         body: ASGIMessage = {"more_body": True}
         try:
