@@ -259,7 +259,9 @@ class TestResponse:
 
         pipes(main)
 
-    @pytest.mark.parametrize("moment", ["behind the last", "after close", "without a loop"])
+    @pytest.mark.parametrize(
+        "moment", ["behind the last", "before close", "after close", "without a loop"]
+    )
     def test_an_error_that_nobody_raises_is_logged(self, pipes, caplog, moment):
         """Behind the last chunk and after the client has left, an error is in the log, once."""
         error = ValueError("of the application")
@@ -277,6 +279,10 @@ class TestResponse:
             await InThread(respond, pipe).end()
             if moment == "behind the last":
                 assert await pipe.get() == (b"x", True)
+            elif moment == "before close":
+                # The client left in the turn in which the error came: nobody gets it.
+                await wait_until(lambda: not door.pending)
+                pipe.close()
             await wait_until(lambda: caplog.records)
             (record,) = caplog.records
             assert (record.name, record.levelno) == ("flask_websockets", logging.ERROR)

@@ -183,7 +183,8 @@ class Pipe:
         """
         while not self._chunks:
             if self._error is not None:
-                raise self._error
+                error, self._error = self._error, None
+                raise error
             self._arrived = anyio.Event()
             await self._arrived.wait()
         count, size = 0, 0
@@ -206,6 +207,8 @@ class Pipe:
         self.closed = True
         self._pieces.put(None)
         self._taken.put(None)
+        if self._error is not None:
+            _log(self._error)  # it came, and the client left before anybody raised it
 
     def _ask(self, read: int) -> None:
         self._unread -= read
@@ -221,7 +224,7 @@ class Pipe:
 
     def _fail(self, error: Exception) -> None:
         if self.closed:
-            _log(error)
+            return _log(error)
         self._error = error
         if self._arrived is not None:
             self._arrived.set()
