@@ -80,11 +80,11 @@ MUTATIONS = (
     Mutation(
         name="thread-beside-the-bridge",
         invariant="I1",
-        module="connection.py",
-        old="""start_view_thread(run_and_report, f"flask-websockets-view {self._scope['path']}")""",
+        module="running_view.py",
+        old='start_view_thread(run_and_report, f"flask-websockets-view {self._path}")',
         new="import threading\n\n"
         "        threading.Thread(target=run_and_report, daemon=True).start()",
-        test="test_architecture.py::TestSides::test_only_the_crossings_cross[connection]",
+        test="test_architecture.py::TestSides::test_only_the_crossings_cross[running_view]",
         reason="A module of the loop's side starts threads past the bridge.",
     ),
     Mutation(
@@ -128,7 +128,7 @@ MUTATIONS = (
     Mutation(
         name="application-called-twice",
         invariant="I3",
-        module="views.py",
+        module="answers.py",
         old="chunks = app(environ, start_response)",
         new="app(environ, start_response)\n        chunks = app(environ, start_response)",
         test="test_views.py::test_i3_hooks_run_once_in_one_thread",
@@ -148,7 +148,7 @@ MUTATIONS = (
         name="no-origin-check",
         invariant="I3",
         module="views.py",
-        old="        _check_origin(origins)\n",
+        old="        check_origin(route.origins)\n",
         new="",
         test="test_views.py::test_a_foreign_origin_is_refused",
         reason="A page of any origin may open a WebSocket.",
@@ -204,8 +204,8 @@ MUTATIONS = (
         name="short-way-past-the-writer",
         invariant="I4",
         module="bridge/link.py",
-        old="if self.inline is not None and not self._outbox_messages:",
-        new="if self.inline is not None:",
+        old="if self.inline is None or self._outbox_messages:",
+        new="if self.inline is None:",
         test="test_mutation_gaps.py::test_i4_the_short_way_is_for_an_idle_writer_only",
         reason="The short way is taken while the writer sends, and overtakes the outbox.",
     ),
@@ -243,14 +243,12 @@ MUTATIONS = (
     Mutation(
         name="unsubscribe-not-in-finally",
         invariant="I5",
-        module="extension.py",
-        old="""        try:
-            yield
-        finally:
-            ws.link.leave(names, runtime.hub.unsubscribe, entirely=False)
+        module="subscription.py",
+        old="""        \"\"\"Unsubscribe, from what no outer block has subscribed to.\"\"\"
+        self._leave()
 """,
-        new="""        yield
-        ws.link.leave(names, runtime.hub.unsubscribe, entirely=False)
+        new="""        if error is None:
+            self._leave()
 """,
         test="test_channels.py::test_nothing_is_left_behind_whatever_the_body_raises",
         reason="A subscribe block that raises stays subscribed.",
@@ -270,11 +268,11 @@ MUTATIONS = (
         module="views.py",
         old="""    finally:
         # In finally, not in except: SystemExit closes with 1011 as well (I5).
-        if ws.connected:
-            ws.close(code, reason)
+        if link.state is State.OPEN:
+            link.close(code, reason)
 """,
         new="""    except Exception:
-        ws.close(code, reason)
+        link.close(code, reason)
         raise
 """,
         test="test_mutation_gaps.py::test_i5_a_view_that_exits_closes_1011_behind_any_middleware",
@@ -283,7 +281,7 @@ MUTATIONS = (
     Mutation(
         name="exit-not-caught",
         invariant="I5",
-        module="views.py",
+        module="answers.py",
         old="except BaseException as raised:",
         new="except Exception as raised:",
         test="test_views.py::test_i5_a_view_that_exits_closes_1011",
@@ -424,7 +422,7 @@ MUTATIONS = (
         name="inbox-without-messages-bound",
         invariant="I6",
         module="bridge/link.py",
-        old="held >= self._config.inbox_messages or held_bytes",
+        old="held >= self.config.inbox_messages or held_bytes",
         new="held_bytes",
         test="test_link.py::test_what_the_thread_was_handed_counts_until_it_is_taken",
         reason="WEBSOCKETS_INBOX_MESSAGES is not kept.",
@@ -433,7 +431,7 @@ MUTATIONS = (
         name="inbox-without-bytes-bound",
         invariant="I6",
         module="bridge/link.py",
-        old=" or held_bytes + size > self._config.inbox_bytes",
+        old=" or held_bytes + size > self.config.inbox_bytes",
         new="",
         test="test_link.py::test_i6_the_inbox_is_bounded_in_bytes",
         reason="WEBSOCKETS_INBOX_BYTES is not kept.",
@@ -442,7 +440,7 @@ MUTATIONS = (
         name="outbox-without-messages-bound",
         invariant="I6",
         module="bridge/link.py",
-        old="messages < self._config.outbox_messages / share\n            and ",
+        old="messages < self.config.outbox_messages / share\n            and ",
         new="",
         test="test_link.py::test_i6_what_the_server_does_not_take_lies_in_the_outbound_stream",
         reason="WEBSOCKETS_OUTBOX_MESSAGES is not kept.",
@@ -451,7 +449,7 @@ MUTATIONS = (
         name="outbox-without-bytes-bound",
         invariant="I6",
         module="bridge/link.py",
-        old="\n            and taken <= self._config.outbox_bytes / share",
+        old="\n            and taken <= self.config.outbox_bytes / share",
         new="",
         test="test_link.py::test_i6_the_outbox_is_bounded_in_bytes",
         reason="WEBSOCKETS_OUTBOX_BYTES is not kept.",
@@ -496,7 +494,7 @@ MUTATIONS = (
         name="subscribe-without-slot",
         invariant="I6",
         module="bridge/link.py",
-        old="        self._door.take_slot(self._config.send_timeout)\n",
+        old="        self._door.take_slot(self.config.send_timeout)\n",
         new="",
         test="test_mutation_gaps.py::test_i6_what_waits_at_the_door_is_bounded[asyncio-subscribe]",
         reason="subscribe takes no place at the door.",
@@ -574,9 +572,9 @@ MUTATIONS = (
         new="""        self._http = None
         pool = HttpPool(config.http_threads)
         globals()["HttpPool"] = lambda size: pool
-        from . import connection
+        from . import running_view
 
-        connection.start_view_thread = lambda run, name: pool.submit(run)
+        running_view.start_view_thread = lambda run, name: pool.submit(run)
 """,
         test="test_asgi.py::test_i8_blocked_views_do_not_starve_http",
         reason="Views and HTTP share one limit of threads.",
@@ -651,8 +649,8 @@ MUTATIONS = (
     Mutation(
         name="connection-waits-for-its-view",
         invariant="I9",
-        module="connection.py",
-        old="with anyio.move_on_after(self._config.close_timeout):",
+        module="running_view.py",
+        old="with anyio.move_on_after(timeout):",
         new="with anyio.move_on_after(None):",
         test="test_asgi.py::test_i9_a_stuck_view_is_reported_and_keeps_its_place",
         reason="A connection's task ends when its view does, and not before.",
@@ -661,7 +659,7 @@ MUTATIONS = (
         name="stuck-view-gives-up-its-place",
         invariant="I9",
         module="asgi.py",
-        old="            self._orphans += connection.view_running\n",
+        old="            self._orphans += connection.view.running\n",
         new="",
         test="test_asgi.py::test_i9_a_stuck_view_is_reported_and_keeps_its_place",
         reason="Threads that are left to themselves are not counted, and add up without limit.",
@@ -714,7 +712,7 @@ MUTATIONS = (
         name="no-send-deadline",
         invariant="I11",
         module="connection.py",
-        old="deadline.deadline = anyio.current_time() + timeout",
+        old="deadline.deadline = anyio.current_time() + link.config.send_timeout",
         new="deadline.deadline = math.inf",
         test="test_link.py::test_i11_a_blocked_writer_is_given_up_while_the_view_only_receives",
         reason="The writer waits without limit for a peer that takes nothing.",
@@ -787,15 +785,15 @@ MUTATIONS = (
         name="no-code-of-its-own",
         invariant="I12",
         module="views.py",
-        old="        code = APPLICATION_CODES + status\n",
-        new="",
+        old="code = APPLICATION_CODES + status\n",
+        new="pass\n",
         test="test_views.py::test_an_http_exception_after_the_accept",
         reason="abort(404) after the accept closes as any error does.",
     ),
     Mutation(
         name="nobody-says-goodbye",
         invariant="I12",
-        module="views.py",
+        module="answers.py",
         old="""        link.close(1011 if error else 1000, "")\n""",
         new="        pass\n",
         test="test_mutation_gaps.py::test_i12_what_middleware_accepts_gets_its_goodbye",

@@ -108,7 +108,7 @@ def test_blocks_are_found():
 @pytest.mark.parametrize("code", PYTHON)
 def test_code_blocks_run(code, documented_app):
     """Every Python block compiles and, with the module ``app`` beside it, runs."""
-    exec(compile(code, "block", "exec"), {"__name__": "block"})
+    exec(compile(code, "block", "exec", dont_inherit=True), {"__name__": "block"})
 
 
 def test_documented_tests_pass(documented_app):
@@ -116,7 +116,7 @@ def test_documented_tests_pass(documented_app):
     ran = 0
     for code in blocks(DOCS / "how-to" / "test-views.rst"):
         namespace = {"__name__": "block"}
-        exec(compile(code, "test-views", "exec"), namespace)
+        exec(compile(code, "test-views", "exec", dont_inherit=True), namespace)
         for name, test in namespace.items():
             if name.startswith("test_"):
                 test()

@@ -25,6 +25,7 @@ WITH_ALL = [name for name in MODULES if hasattr(importlib.import_module(name), "
 def test_the_promise():
     """The public names, written out: a change here is a change for users."""
     assert flask_websockets.__all__ == [
+        "AsyncWebSocket",
         "ConcurrencyError",
         "ConfigurationError",
         "ConnectionClosed",
@@ -34,6 +35,7 @@ def test_the_promise():
         "NotRunning",
         "PublishResult",
         "Stats",
+        "Subscription",
         "UsageError",
         "WebSocket",
         "WebSockets",

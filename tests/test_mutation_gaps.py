@@ -327,7 +327,7 @@ def test_i12_what_middleware_accepts_gets_its_goodbye(app, client, websockets):
     """A connection that was accepted, and came to no view, is closed with 1000."""
 
     def middleware(environ, start_response):
-        environ[WEBSOCKET].accept()
+        environ[WEBSOCKET].link.accept({"type": "websocket.accept"})
         start_response("200 OK", [])
         return [b""]
 

@@ -12,7 +12,6 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from flask_websockets import (
-    ConfigurationError,
     ConnectionClosed,
     ConnectionRejected,
     UsageError,
@@ -421,15 +420,6 @@ def test_blueprints(app, websockets, client, keyword):
     with client.websocket_connect("/chat/ws") as ws:
         assert ws.receive() == "here"
     assert seen == ["chat.view"]
-
-
-def test_coroutine_functions_are_refused_so_far(websockets):
-    """An async view is a clear error at registration, not a surprise at the first client."""
-    with pytest.raises(ConfigurationError, match="plain blocking functions"):
-
-        @websockets.route("/ws")
-        async def view(ws):
-            pass
 
 
 def test_setting_up_twice_is_an_error(app, websockets):

@@ -1,4 +1,4 @@
-"""WebSockets for Flask: plain blocking views and channels, beside your HTTP views."""
+"""WebSockets for Flask: plain or async views and channels, beside your HTTP views."""
 
 from .channels import PublishResult
 from .counters import Stats
@@ -15,9 +15,11 @@ from .errors import (
     WrongThread,
 )
 from .extension import WebSockets
-from .websocket import WebSocket
+from .subscription import Subscription
+from .websocket import AsyncWebSocket, WebSocket
 
 __all__ = [
+    "AsyncWebSocket",
     "ConcurrencyError",
     "ConfigurationError",
     "ConnectionClosed",
@@ -27,6 +29,7 @@ __all__ = [
     "NotRunning",
     "PublishResult",
     "Stats",
+    "Subscription",
     "UsageError",
     "WebSocket",
     "WebSockets",

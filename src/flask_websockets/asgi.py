@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+import contextvars
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Protocol
 
@@ -27,7 +28,7 @@ class Answer(Protocol):
     """The view's side of a handshake: calls the WSGI application in the view's thread."""
 
     def __call__(
-        self, app: WSGIApp, environ: WSGIEnviron, link: Link, offered: Sequence[str]
+        self, app: WSGIApp, environ: WSGIEnviron, link: Link, offered: list[str]
     ) -> BaseException | None: ...
 
 
@@ -43,14 +44,16 @@ class Runtime:
         self.door = Door(config.max_pending_publishes)  # any thread
         self.hub = Hub(self.counters)
         self.connections: set[Connection] = set()
-        self.view_threads = 0
+        self.http_pools: list[HttpPool] = []  # one for each application
+        # As many async views may have their teardown at the same time as may have handshakes.
+        self.finishing = anyio.Semaphore(config.max_handshakes)
         self._admitted = 0
-        self._orphans = 0  # view threads whose connection is over
+        self._orphans = 0  # views whose connection is over
         self._emptied = anyio.Event()
         self._watch = uvicorn.Watch(config.close_timeout, self._count_abort)
 
     def admit(self, config: Config) -> bool:
-        """Count one more connection, if it is allowed. A stuck view's thread still counts."""
+        """Count one more connection, if it is allowed. A stuck view still counts."""
         if self._admitted + self._orphans >= config.max_connections:
             self.counters.refused_full += 1
             return False
@@ -71,27 +74,28 @@ class Runtime:
         finally:
             self.hub.forget(connection.link)
             self.connections.discard(connection)
-            self._orphans += connection.view_running
+            self._orphans += connection.view.running
             if not self.connections:
                 self._emptied.set()
 
-    def view_started(self) -> None:
-        """A view's thread was started."""
-        self.view_threads += 1
-
-    def view_ended(self, report: tuple[Connection, BaseException | None]) -> None:
-        """A view's thread is about to end; it said so at the door."""
-        connection, error = report
-        self.view_threads -= 1
+    def view_over(self, connection: Connection) -> None:
+        """A connection's view is over."""
         self._orphans -= connection not in self.connections
-        connection.view_ended(error)
 
     def stats(self) -> Stats:
         """Any thread."""
         counted = vars(self.counters).copy()
+        depths = [connection.link.depths for connection in tuple(self.connections)]
+        inbox_messages, inbox_bytes, outbox_messages, outbox_bytes = map(
+            sum, zip((0, 0, 0, 0), *depths, strict=True)
+        )
         return Stats(
             connections=len(self.connections),
-            view_threads=self.view_threads,
+            http_threads=sum(pool.threads for pool in self.http_pools),
+            inbox_messages=inbox_messages,
+            inbox_bytes=inbox_bytes,
+            outbox_messages=outbox_messages,
+            outbox_bytes=outbox_bytes,
             channels=self.hub.channels,
             subscriptions=self.hub.subscriptions,
             pending=self.door.pending,
@@ -222,8 +226,8 @@ class Application:
         finally:
             handshake_done()
         upgrade = _upgrade(scope)
-        if upgrade.on_error is not None and connection.view_error is not None:
-            upgrade.on_error(connection.view_error)
+        if upgrade.on_error is not None and connection.view.error is not None:
+            upgrade.on_error(connection.view.error)
 
     def _connect(
         self, runtime: Runtime, scope: Scope, environ: WSGIEnviron, receive: Receive, send: Send
@@ -231,23 +235,25 @@ class Application:
         """Start the view of a handshake; None if the system has no thread for it."""
         upgrade = _upgrade(scope)
         link = Link(runtime.door, self._config, scope.get("extensions"))
-        connection = Connection(link, self._config, runtime.counters, scope, receive, send)
+        connection = Connection(link, runtime.counters, scope, receive, send)
         offered = [name.strip() for name in scope.get("subprotocols") or ()]
         app = upgrade.app or self._wsgi_app
+        # A copy: middleware's variables are seen in the view, and the view's nowhere else.
+        context = contextvars.copy_context()
+        run = partial(context.run, self._answer, app, environ, link, offered)
         try:
-            connection.start_view(
-                partial(self._answer, app, environ, link, offered), runtime.view_ended
-            )
+            over = partial(runtime.view_over, connection)
+            connection.view.start(run, over, runtime.finishing)
         except RuntimeError:
             link.lose(1013)
             return None
-        runtime.view_started()
         return connection
 
     def _adapter(self, runtime: Runtime) -> HttpAdapter:
         if self._http is None or self._http[0] is not runtime:
             config = self._config
             pool = HttpPool(config.http_threads)
+            runtime.http_pools.append(pool)
             adapter = HttpAdapter(
                 self._wsgi_app, pool, runtime.door, runtime.counters, config.send_timeout
             )

@@ -83,6 +83,25 @@ class Config:
         return cls(**values)
 
 
+#: What a route may set for itself: all that is looked at after its connection is accepted.
+ROUTE_LIMITS = frozenset(
+    {
+        *("max_message_bytes", "inbox_messages", "inbox_bytes", "inbox_timeout", "inbox_full"),
+        *("outbox_messages", "outbox_bytes", "send_timeout", "close_timeout"),
+        "max_channels_per_connection",
+    }
+)
+
+
+def validate_limits(limits: Mapping[str, Any]) -> dict[str, Any]:
+    """Check the limits of one route, by the names of the fields of :class:`Config`.
+
+    :raises ConfigurationError: for a value of the wrong type or out of range.
+    """
+    kinds = {field.name: field.type for field in fields(Config)}
+    return {name: _validated(name, kinds[name], value) for name, value in limits.items()}
+
+
 def _validated(key: str, kind: Any, value: Any) -> Any:
     if key == PREFIX + "ALLOWED_ORIGINS":
         return _origins(key, value)
@@ -92,7 +111,7 @@ def _validated(key: str, kind: Any, value: Any) -> Any:
                 f"{key} must be {MEMORY_URL!r}, the only backend; got {value!r}."
             )
         return value
-    if key == PREFIX + "INBOX_FULL":
+    if key in (PREFIX + "INBOX_FULL", "inbox_full"):
         if value not in ("pause", "close", "drop_newest"):
             raise ConfigurationError(
                 f'{key} must be "pause", "close" or "drop_newest"; got {value!r}.'

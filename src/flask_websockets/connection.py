@@ -16,12 +16,13 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
+from anyio.streams.memory import MemoryObjectReceiveStream
 
-from .bridge import ASGIMessage, Link, start_view_thread
-from .config import Config
+from .bridge import ASGIMessage, Item, Link, Ticket
 from .counters import Counters
 from .environ import Scope, WSGIEnviron
 from .protocol import message_bytes, unavailable
+from .running_view import RunningView
 from .servers import uvicorn
 
 logger = logging.getLogger("flask_websockets")
@@ -52,73 +53,43 @@ class Connection:
     def __init__(
         self,
         link: Link,
-        config: Config,
         counters: Counters,
         scope: Scope,
         receive: Receive,
         send: Send,
     ) -> None:
         self.link = link
-        self._config = config
         self._counters = counters
         self._scope = scope
         self._receive = receive
         self._send = send
         self._protocol = uvicorn.protocol_of(send)
         self._reading = anyio.CancelScope()
-        self._view_done = anyio.Event()
-        self._view_error: BaseException | None = None
-        self._view_started = False
-
-    @property
-    def view_running(self) -> bool:
-        """Whether the view's thread has not ended yet."""
-        return self._view_started and not self._view_done.is_set()
+        #: The view behind it.
+        self.view = RunningView(link, counters, scope["path"])
 
     @property
     def protocol(self) -> Any | None:
         """uvicorn's protocol object, where it is uvicorn that calls us."""
         return self._protocol
 
-    def start_view(
-        self,
-        run: Callable[[], BaseException | None],
-        ended: Callable[[tuple[Connection, BaseException | None]], None],
-    ) -> None:
-        """Start the view's thread; *ended* is posted with the connection when it ends.
-
-        :raises RuntimeError: if the system has no thread left.
-        """
-        link = self.link
-
-        def run_and_report() -> None:
-            error: BaseException | None = None
-            try:
-                error = run()
-            finally:
-                link.report(ended, (self, error))
-
-        start_view_thread(run_and_report, f"flask-websockets-view {self._scope['path']}")
-        self._view_started = True
-
-    def view_ended(self, error: BaseException | None) -> None:
-        """The view's thread is about to end."""
-        self._view_error = error
-        self._view_done.set()
-
-    @property
-    def view_error(self) -> BaseException | None:
-        """What came out of the application, if anything did."""
-        return self._view_error
-
     async def run(self, handshake_done: Callable[[], None]) -> None:
         """Serve the connection until it is over and its view has ended, or is reported."""
+        try:
+            await self._converse(handshake_done)
+            await self.view.wait()
+        except anyio.get_cancelled_exc_class():
+            self.view.abandon()  # the server cancels us; the link is closed by now
+            raise
+
+    async def _converse(self, handshake_done: Callable[[], None]) -> None:
+        """From the handshake to the goodbye."""
         link = self.link
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._write)
                 tasks.start_soon(self._read)
-                with anyio.move_on_after(self._config.handshake_timeout):
+                with anyio.move_on_after(link.config.handshake_timeout):
                     await link.settled.wait()
                 if not link.settled.is_set() and link.time_out_handshake(
                     *unavailable("The handshake took too long.")
@@ -128,7 +99,7 @@ class Connection:
                         "The view of %s neither accepted nor refused within %g s "
                         "(WEBSOCKETS_HANDSHAKE_TIMEOUT); its handshake was answered 503",
                         self._scope["path"],
-                        self._config.handshake_timeout,
+                        link.config.handshake_timeout,
                     )
                 handshake_done()
                 await link.ending.wait()
@@ -141,11 +112,10 @@ class Connection:
         finally:
             # Whatever ends this task, the server's cancellation included, ends the link (I5).
             link.lose(1006)
-        await self._wait_for_view()
 
     async def _read(self) -> None:
         """Reader. Take what comes as soon as it comes (I10), until the peer is gone."""
-        link, receive, limit = self.link, self._receive, self._config.max_message_bytes
+        link, receive = self.link, self._receive
         with self._reading:
             while True:
                 message = await receive()
@@ -153,6 +123,8 @@ class Connection:
                     data = message.get("text")
                     if data is None:
                         data = message.get("bytes") or b""
+                    # Read each time: the route may have limits of its own.
+                    limit = link.config.max_message_bytes
                     if message_bytes(data) > limit:
                         self._counters.oversized += 1
                         link.expel(1009, f"a message may have {limit} bytes")
@@ -169,7 +141,7 @@ class Connection:
 
         :returns: False if the connection is closed for it.
         """
-        link, config = self.link, self._config
+        link, config = self.link, self.link.config
         if config.inbox_full == "drop_newest":
             self._counters.inbox_dropped += 1
             return True
@@ -190,16 +162,17 @@ class Connection:
     async def _write(self) -> None:
         """Writer. Give the server what lies in the outbox, one message at a time (I4)."""
         link, send, outbox = self.link, self._send, self.link.outbox
-        timeout = self._config.send_timeout
         with anyio.CancelScope() as deadline:
             while True:
                 try:
-                    try:
-                        item, size = outbox.receive_nowait()
-                    except anyio.WouldBlock:
-                        item, size = await outbox.receive()
+                    item, size = await _next(outbox)
                 except (anyio.EndOfStream, anyio.ClosedResourceError):
                     return
+                if isinstance(item, Ticket):
+                    message = link.redeem(item)
+                    if message is None:
+                        continue  # it was dropped
+                    item = message
                 if not isinstance(item, dict):
                     kind, sending = "websocket.send", item
                 else:
@@ -209,7 +182,7 @@ class Connection:
                         self._reading.cancel()
                         await anyio.lowlevel.checkpoint()
                     sending = send(item)  # type: ignore[assignment]
-                deadline.deadline = anyio.current_time() + timeout
+                deadline.deadline = anyio.current_time() + link.config.send_timeout
                 try:
                     await sending
                 except Exception:  # each server has its own for a peer that is gone
@@ -240,17 +213,9 @@ class Connection:
             uvicorn.abort(self._protocol)
             self._counters.aborted += 1
 
-    async def _wait_for_view(self) -> None:
-        """Give the view its time to finish; report it if it does not (I9)."""
-        if not self._view_started:
-            return
-        with anyio.move_on_after(self._config.close_timeout):
-            await self._view_done.wait()
-        if not self._view_done.is_set():
-            self._counters.stuck_views += 1
-            logger.warning(
-                "The view of %s still runs %g s after its connection ended "
-                "(WEBSOCKETS_CLOSE_TIMEOUT); its thread is left to itself",
-                self._scope["path"],
-                self._config.close_timeout,
-            )
+
+async def _next(outbox: MemoryObjectReceiveStream[Item]) -> Item:
+    try:
+        return outbox.receive_nowait()
+    except anyio.WouldBlock:
+        return await outbox.receive()

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 class Counters:
     """Totals since the runtime started. Written on the loop only, read from anywhere."""
 
+    view_threads: int = 0  # loop only; what there is now, no total
+    view_tasks: int = 0  # loop only; likewise
     connections: int = 0  # loop only
     refused_full: int = 0  # loop only
     http_refused: int = 0  # loop only
@@ -17,6 +19,9 @@ class Counters:
     published: int = 0  # loop only
     delivered: int = 0  # loop only
     closed_slow: int = 0  # loop only
+    dropped_oldest: int = 0  # loop only
+    dropped_newest: int = 0  # loop only
+    dropped_latest: int = 0  # loop only
     inbox_dropped: int = 0  # loop only
     inbox_closed: int = 0  # loop only
     oversized: int = 0  # loop only
@@ -34,14 +39,27 @@ class Stats:
 
     #: Connections whose task runs: in the handshake, open or closing.
     connections: int
-    #: Threads that run views, of connections that are over included.
+    #: Threads that run views, of connections that are over included. An async view has one in
+    #: its handshake and at its teardown only.
     view_threads: int
+    #: Async views that run, of connections that are over included.
+    view_tasks: int
+    #: Threads for HTTP, idle ones included.
+    http_threads: int
     #: Channels with at least one subscriber.
     channels: int
     #: Pairs of a connection and a channel it is subscribed to.
     subscriptions: int
     #: What waits at the door for the loop: sends, publishes, subscriptions.
     pending: int
+    #: Received messages that views have not taken, in all inboxes.
+    inbox_messages: int
+    #: Their bytes.
+    inbox_bytes: int
+    #: Messages that servers have not taken, in all outboxes.
+    outbox_messages: int
+    #: Their bytes.
+    outbox_bytes: int
 
     #: Connections that were accepted.
     connections_total: int
@@ -56,10 +74,16 @@ class Stats:
     handshake_timeouts: int
     #: Publishes that the hub has distributed.
     published: int
-    #: Published messages put into a subscriber's outbox.
+    #: Published messages put into a subscriber's outbox, those dropped there later included.
     delivered: int
     #: Subscribers closed with 1013 because their outbox was full.
     closed_slow: int
+    #: Messages dropped by ``on_slow="drop_oldest"``.
+    dropped_oldest: int
+    #: Messages dropped by ``on_slow="drop_newest"``.
+    dropped_newest: int
+    #: Messages that ``on_slow="latest"`` replaced by a newer one, or found no room for.
+    dropped_latest: int
     #: Received messages dropped by ``WEBSOCKETS_INBOX_FULL = "drop_newest"``.
     inbox_dropped: int
     #: Connections closed with 1013 because the view did not take what was received.

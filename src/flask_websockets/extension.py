@@ -2,42 +2,43 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 from weakref import WeakSet
 
 from flask import Flask, has_app_context
 from flask import json as flask_json
 from flask.sansio.scaffold import Scaffold
 
+from .answers import answer, require_upgrade
 from .asgi import Application, Runtime
 from .bridge import Link
-from .channels import Publication, PublishResult
-from .config import Config, validate_origins
-from .counters import Counters, Stats
+from .channels import Dropping, OnSlow, Publication, PublishResult
+from .cli import commands
+from .config import ROUTE_LIMITS, Config, validate_limits, validate_origins
+from .counters import Stats
 from .errors import (
-    ConfigurationError,
     ConnectionClosed,
     NotRunning,
     UsageError,
     WrongThread,
 )
 from .protocol import message_bytes, validate_token
-from .servers.werkzeug import DevelopmentServer
-from .views import View, answer, view_function
-from .websocket import WebSocket, encode_msgpack
+from .servers.werkzeug import DevelopmentLoop, DevelopmentServer
+from .subscription import Subscription
+from .views import Route, View, seal_session, spare_async_views, view_function
+from .websocket import AsyncWebSocket, WebSocket, encode_msgpack
 
 if TYPE_CHECKING:
     from .testing import WebSocketClient
 
 ViewType = TypeVar("ViewType", bound=View)
 Channels = str | Iterable[str]
-Exclude = WebSocket | Iterable[WebSocket]
+AnyWebSocket = WebSocket | AsyncWebSocket
+Exclude = AnyWebSocket | Iterable[AnyWebSocket]
 
 #: Every object of this process, for the child of a fork.
 _all: WeakSet[WebSockets] = WeakSet()
@@ -72,8 +73,10 @@ class WebSockets:
 
     def __init__(self, app: Flask | None = None) -> None:
         self._rules: list[_Rule] = []
+        self._view_functions: dict[Hashable, Callable[..., Any]] = {}
         self._apps: list[Flask] = []
         self._development_servers: list[DevelopmentServer] = []
+        self._development_loop = DevelopmentLoop()
         self._runtime: Runtime | None = None  # set on the loop; threads read it
         self._inherited: Runtime | None = None  # of a parent process; never used again
         self._stopped: str | None = None  # why publish raises NotRunning
@@ -85,7 +88,9 @@ class WebSockets:
     def init_app(self, app: Flask) -> None:
         """Set up *app*: read its ``WEBSOCKETS_*`` settings, add the routes made so far.
 
-        ``app.wsgi_app`` is wrapped once, so that ``app.run`` can serve WebSockets too.
+        ``app.wsgi_app`` is wrapped once, so that ``app.run`` can serve WebSockets too; and
+        ``app.async_to_sync``, so that decorators that call views themselves leave an async
+        WebSocket view to the server's loop. Plain HTTP to a WebSocket view is answered 426.
 
         :raises ConfigurationError: for a setting that cannot be right.
         :raises UsageError: if the application was set up before.
@@ -100,9 +105,16 @@ class WebSockets:
         self._apps.append(app)
         for rule in self._rules:
             rule.add_to(app)
-        server = DevelopmentServer(app.wsgi_app, lambda: self.asgi_app(app), config)
+        server = DevelopmentServer(
+            app.wsgi_app, lambda: self.asgi_app(app), config, self._development_loop
+        )
         self._development_servers.append(server)
         app.wsgi_app = server  # type: ignore[method-assign]
+        spare_async_views(app)
+        app.url_value_preprocessors.setdefault(None, []).append(require_upgrade)
+        # Flask calls them from the last to the first: this one right before it saves the session.
+        app.after_request_funcs.setdefault(None, []).insert(0, seal_session)
+        app.cli.add_command(commands)
 
     def route(
         self,
@@ -118,7 +130,8 @@ class WebSockets:
         """Register a WebSocket view. The decorator returns the function it was given.
 
         The view is called with a :class:`WebSocket` and the rule's variables, on a thread of
-        its own, inside a request context.
+        its own, inside a request context. An ``async def`` view gets an
+        :class:`AsyncWebSocket` and runs on the server's event loop, inside that context too.
 
         :param rule: the URL rule, as for ``Flask.route``; the path may have an HTTP view too.
         :param endpoint: the endpoint's name; by default the function's.
@@ -127,9 +140,13 @@ class WebSockets:
         :param subprotocols: what the view speaks; the first of the client's is chosen.
         :param origins: origins allowed on this route, instead of
             ``WEBSOCKETS_ALLOWED_ORIGINS``; the application's own always is.
-        :param options: more options for Werkzeug's ``Rule``: ``defaults``, ``host``,
-            ``subdomain``, ``strict_slashes``.
-        :raises ConfigurationError: for origins that cannot be right.
+        :param options: limits of this route, instead of the setting ``WEBSOCKETS_`` and the
+            same name in capitals: ``max_message_bytes``, ``inbox_messages``, ``inbox_bytes``,
+            ``inbox_timeout``, ``inbox_full``, ``outbox_messages``, ``outbox_bytes``,
+            ``send_timeout``, ``close_timeout``, ``max_channels_per_connection``. And options
+            for Werkzeug's ``Rule``: ``defaults``, ``host``, ``subdomain``,
+            ``strict_slashes``.
+        :raises ConfigurationError: for origins or limits that cannot be right.
         :raises ValueError: for a subprotocol that is no token.
         """
         if blueprint is not None and bp is not None:
@@ -143,14 +160,14 @@ class WebSockets:
                 origins = (origins,)
             allowed = validate_origins("origins", tuple(origins))
 
+        limits = validate_limits(
+            {name: options.pop(name) for name in ROUTE_LIMITS & options.keys()}
+        )
+
         def register(view: ViewType) -> ViewType:
-            if inspect.iscoroutinefunction(view):
-                raise ConfigurationError(
-                    f"{view.__name__} is a coroutine function; WebSocket views are plain "
-                    "blocking functions so far: write it with def."
-                )
             name = endpoint or view.__name__
-            made = _Rule(rule, name, view_function(view, supported, allowed), options)
+            function = self._function_of(Route(view, supported, allowed, limits))
+            made = _Rule(rule, name, function, options)
             target = blueprint or bp
             if target is not None:
                 made.add_to(target)
@@ -164,36 +181,37 @@ class WebSockets:
 
     # -- channels -------------------------------------------------------------------------------
 
-    @contextmanager
     def subscribe(
-        self, ws: WebSocket, channels: Channels, *, on_slow: Literal["close"] = "close"
-    ) -> Iterator[None]:
+        self, ws: AnyWebSocket, channels: Channels, *, on_slow: OnSlow = "close"
+    ) -> Subscription:
         """Subscribe a connection to channels for the length of a ``with`` block.
 
-        Accepts the connection if need be. Nothing published after the block was entered is
-        missed; nothing published after it was left is delivered. Blocks may be nested, for the
-        same channels too. Whatever the block raises, nothing is left behind.
+        ``async with`` in an async view. Accepts the connection if need be. Nothing published
+        after the block was entered is missed; nothing published after it was left is
+        delivered, and what was queued before goes out. Blocks may be nested, for the same
+        channels too: the outermost one's options hold. Whatever the block raises, nothing is
+        left behind.
+
+        A published message never waits for a subscriber. Where the subscriber's outbox is full
+        (``WEBSOCKETS_OUTBOX_MESSAGES``, ``WEBSOCKETS_OUTBOX_BYTES``), *on_slow* decides; only
+        the subscription's own messages are ever dropped.
 
         :param ws: the connection.
         :param channels: names of channels; a plain string is one name.
-        :param on_slow: what happens to a subscriber whose outbox is full: ``"close"``, with
-            code 1013.
-        :raises ConnectionClosed: if the connection is over.
-        :raises UsageError: above ``WEBSOCKETS_MAX_CHANNELS_PER_CONNECTION``; then nothing is
-            subscribed.
+        :param on_slow: ``"close"`` closes the connection with 1013; ``"drop_oldest"`` drops
+            what has waited longest, ``"drop_newest"`` the new message; with ``"latest"`` only
+            the newest message of each channel ever waits.
+        :returns: the subscription, which is what to enter; it counts what is dropped. Entering
+            it raises what :meth:`Subscription.__enter__` says.
+        :raises ValueError: for another *on_slow*.
+        :raises TypeError: for channels of the wrong type.
         """
-        if on_slow != "close":
-            raise ValueError(f'on_slow must be "close"; got {on_slow!r}.')
-        names = _names(channels)
-        ws._accept_if_connecting()
-        runtime = self._runtime_of(ws)
-        ws.link.join(names, runtime.hub.subscribe)
-        try:
-            yield
-        finally:
-            ws.link.leave(names, runtime.hub.unsubscribe, entirely=False)
+        policies = ("close", *get_args(Dropping))
+        if on_slow not in policies:
+            raise ValueError(f"on_slow must be one of {', '.join(policies)}; got {on_slow!r}.")
+        return Subscription(ws, _names(channels), on_slow, self._runtime_of)
 
-    def unsubscribe(self, ws: WebSocket, channels: Channels) -> None:
+    def unsubscribe(self, ws: AnyWebSocket, channels: Channels) -> None:
         """Unsubscribe a connection from channels, whatever the number of nested subscribes.
 
         Channels that it is not subscribed to are no error. What was queued before goes out.
@@ -201,6 +219,12 @@ class WebSockets:
         names = _names(channels)
         if not ws.closed:
             ws.link.leave(names, self._runtime_of(ws).hub.unsubscribe, entirely=True)
+
+    async def aunsubscribe(self, ws: AnyWebSocket, channels: Channels) -> None:
+        """Unsubscribe a connection, in async code. See :meth:`unsubscribe`."""
+        self.unsubscribe(ws, channels)
+        if not ws.closed:
+            ws.link.catch_up()
 
     def publish(
         self,
@@ -278,19 +302,17 @@ class WebSockets:
         runtime.door.drain()
         return runtime.hub.publish(publication)
 
+    async def apublish_json(
+        self, data: Any, channels: Channels, exclude: Exclude = ()
+    ) -> PublishResult:
+        """Publish *data* as JSON from async code. See :meth:`apublish`."""
+        return await self.apublish(data, channels, encode_json=True, exclude=exclude)
+
     def stats(self) -> Stats:
         """What is connected, subscribed and pending, and what was counted since the start."""
         runtime = self._runtime
         if runtime is None:
-            return Stats(
-                connections=0,
-                view_threads=0,
-                channels=0,
-                subscriptions=0,
-                pending=0,
-                connections_total=0,
-                **{name: 0 for name in vars(Counters()) if name != "connections"},
-            )
+            return Stats(**{field.name: 0 for field in fields(Stats)})
         return runtime.stats()
 
     # -- serving --------------------------------------------------------------------------------
@@ -332,6 +354,15 @@ class WebSockets:
     async def stop_testing(self) -> None:
         """Loop. For the test client: its last connection is gone, and another may follow."""
         await self._stop(restartable=True)
+
+    def _function_of(self, route: Route) -> Callable[..., Any]:
+        # A view of several rules is one function to Flask, as where it is routed itself.
+        limits = tuple(sorted(route.limits.items()))
+        key = (route.view, route.subprotocols, route.origins, limits)
+        function = self._view_functions.get(key)
+        if function is None:
+            function = self._view_functions[key] = view_function(route)
+        return function
 
     def _only_app(self) -> Flask:
         if len(self._apps) != 1:
@@ -379,6 +410,7 @@ class WebSockets:
     def _forked(self) -> None:
         """The child of a fork. Its parent's loop takes callbacks here, and never runs them."""
         self._starting = threading.Lock()
+        self._development_loop.forget()
         for server in self._development_servers:
             server.forget()
         if self._runtime is not None:
@@ -399,7 +431,7 @@ class WebSockets:
             raise NotRunning("The main thread has ended, and the server with it.")
         return self._runtime
 
-    def _runtime_of(self, ws: WebSocket) -> Runtime:
+    def _runtime_of(self, ws: AnyWebSocket) -> Runtime:
         runtime = self._runtime
         if runtime is not None and ws.link.belongs_to(runtime.door):
             return runtime
@@ -434,7 +466,7 @@ class WebSockets:
                 "publish_json takes anything that JSON can carry."
             )
         excluded: Collection[Link]
-        if isinstance(exclude, WebSocket):
+        if isinstance(exclude, (WebSocket, AsyncWebSocket)):
             excluded = (exclude.link,)
         else:
             excluded = [ws.link for ws in exclude]

@@ -1,27 +1,35 @@
 """View side. A WebSocket view inside Flask: a WSGI call that has not returned yet (I3).
 
-``answer`` runs in the view's thread and calls the WSGI application once. Flask routes, runs its
-hooks and comes to the view function that ``view_function`` made; what Flask returns without
-the view having accepted is the answer to the handshake.
+``answers.py`` makes the call; Flask routes, runs its hooks and comes to the view function that
+``view_function`` made.
+
+An async view goes on after that call: its request context is pushed once more than the call
+pops, and popped by ``_finish``, in a thread, when the view has ended.
 """
 
 from __future__ import annotations
 
+import inspect
 import logging
-from collections.abc import Callable, Iterable, Sequence
-from functools import wraps
+import sys
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial, wraps
 from typing import Any
 
-from flask import Response, current_app, request
+from flask import Flask, Response, has_request_context, request
 from flask.globals import request_ctx
+from flask.signals import got_request_exception
 from flask.typing import ResponseReturnValue
-from werkzeug.exceptions import Forbidden, HTTPException
+from werkzeug.exceptions import HTTPException
 
-from .bridge import Link
-from .environ import WEBSOCKET, WSGIEnviron, origin_allowed
+from .answers import UpgradeRequired, check_origin, with_context
+from .bridge import Handshake, Link
+from .environ import WEBSOCKET
 from .errors import ConnectionClosed
 from .protocol import MAX_REASON_BYTES, Pairs, State
-from .websocket import WebSocket
+from .websocket import AsyncWebSocket, WebSocket
 
 logger = logging.getLogger("flask_websockets")
 
@@ -30,153 +38,240 @@ View = Callable[..., Any]
 #: Close codes from here on are the application's own; 4404 is a 404 after the accept.
 APPLICATION_CODES = 4000
 
-#: A refusal is held in memory, here and by servers; an error page or a JSON body is far smaller.
-MAX_REFUSAL_BYTES = 1024 * 1024
+
+@dataclass(frozen=True)
+class Route:
+    """What :meth:`WebSockets.route` was told. ``view_function.websocket_route`` has it."""
+
+    #: The user's view.
+    view: View
+    #: Subprotocols that it speaks.
+    subprotocols: tuple[str, ...] = ()
+    #: Origins allowed beside the application's own; None for those of the configuration.
+    origins: tuple[str, ...] | None = None
+    #: Settings of its own, by the names of ``Config``'s fields.
+    limits: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_async(self) -> bool:
+        """Whether the view is awaited, below whatever decorators."""
+        return any(map(inspect.iscoroutinefunction, (self.view, inspect.unwrap(self.view))))
 
 
-def answer(
-    app: Callable[..., Iterable[bytes]], environ: WSGIEnviron, link: Link, offered: Sequence[str]
-) -> BaseException | None:
-    """View thread. Run one handshake, and the view behind it, through the WSGI application.
+def view_function(route: Route) -> Callable[..., ResponseReturnValue]:
+    """The Flask view function for a WebSocket view."""
+    is_async = route.is_async  # decided once
 
-    :returns: what came out of the application: nothing, unless it propagates exceptions.
-    """
-    environ[WEBSOCKET] = WebSocket(link, environ, offered)
-    started: tuple[str, Pairs] = ("500 Internal Server Error", ())
-
-    def start_response(status: str, headers: Pairs, exc_info: Any = None) -> Callable[..., Any]:
-        nonlocal started
-        started = status, headers
-        return body.append
-
-    body: list[bytes] = []
-    error: BaseException | None = None
-    try:
-        chunks = app(environ, start_response)
-        try:
-            size = 0
-            for chunk in chunks:
-                body.append(chunk)
-                size += len(chunk)
-                if size > MAX_REFUSAL_BYTES:
-                    raise ValueError(
-                        f"The answer to a handshake has at most {MAX_REFUSAL_BYTES} bytes."
-                    )
-        finally:
-            if hasattr(chunks, "close"):
-                chunks.close()
-    except BaseException as raised:  # SystemExit as well: the thread ends here (I5)
-        logger.error("Exception on WebSocket %s", environ.get("PATH_INFO"), exc_info=raised)
-        error = raised
-    _answer_for_the_view(link, error, *started, b"".join(body))
-    return error
-
-
-def _answer_for_the_view(
-    link: Link, error: BaseException | None, status: str, headers: Pairs, body: bytes
-) -> None:
-    """View thread. Say what the view did not say: every connection gets its goodbye (I12)."""
-    if link.state is State.OPEN:
-        # Something between us and the view has swallowed or replaced what it did.
-        link.close(1011 if error else 1000, "")
-    if link.state is not State.CONNECTING:
-        return
-    code = int(status.split(" ", 1)[0])
-    try:
-        if error is None and code >= 300:
-            return link.refuse(code, list(headers), body)
-        if error is None:
-            logger.error(
-                "The handshake was answered with %s, which is no refusal; expected a status of "
-                "3xx to 5xx, or None to accept. The client got 500",
-                status,
-            )
-        link.refuse(500, [("Content-Type", "text/plain")], b"Internal Server Error\n")
-    except ConnectionClosed:
-        pass  # the client left, or the handshake timed out, while Flask was answering
-
-
-def view_function(
-    view: View, subprotocols: Sequence[str], origins: Sequence[str] | None
-) -> Callable[..., ResponseReturnValue]:
-    """The Flask view function for a WebSocket view.
-
-    :param origins: origins allowed on this route beside the application's own; None for those
-        of the configuration.
-    """
-
-    @wraps(view)
+    # Flask looks at the wrapper to decide whether a view is async; it is not.
+    @wraps(route.view)
     def websocket_view(**arguments: Any) -> ResponseReturnValue:
-        ws: WebSocket | None = request.environ.get(WEBSOCKET)
-        if ws is None:
-            return Response(
+        handshake: Handshake | None = request.environ.get(WEBSOCKET)
+        if handshake is None:
+            raise UpgradeRequired(
                 "This is a WebSocket endpoint, and this server speaks WSGI only. Serve the "
-                "application's asgi_app(), with uvicorn for example.\n",
-                status=426,
-                headers={"Upgrade": "websocket", "Connection": "Upgrade"},
-                mimetype="text/plain",
+                "application's asgi_app(), with uvicorn for example."
             )
-        _check_origin(origins)
-        session = _Session()
-        ws.prepare(subprotocols, session.save)
-        try:
-            returned = _run(view, ws, arguments)
-        finally:
-            if ws.link.state is not State.CONNECTING:
-                session.seal()
-        if ws.link.state is not State.REFUSED and session.saved:
+        check_origin(route.origins)
+        link, session = handshake.link, _Session()
+        if route.limits:
+            link.configure(replace(link.config, **route.limits))
+        handshake.before_save = session.seal
+        common = handshake, request.environ, route.subprotocols, session.save
+        if is_async:
+            ws = AsyncWebSocket(*common)
+            returned = _begin(partial(route.view, ws, **arguments), ws, handshake, session)
+        else:
+            try:
+                returned = _run(partial(route.view, **arguments), WebSocket(*common))
+            finally:
+                session.report()
+        if link.state is not State.REFUSED and session.saved:
             if returned is not None:
-                logger.warning(
-                    "The view of %s returned %s after its connection was accepted; nobody gets it",
-                    request.path,
-                    type(returned).__name__,
-                )
+                _warn_of_returned(returned)
             return Response()  # nobody gets this one either: after_request wants to see one
         response: ResponseReturnValue = returned if returned is not None else Response(status=403)
         return response
 
-    # Flask looks at it to decide whether a view is async; the wrapper is not.
+    websocket_view.websocket_route = route  # type: ignore[attr-defined]
     return websocket_view
 
 
-def _run(view: View, ws: WebSocket, arguments: dict[str, Any]) -> Any:
-    """View thread. Call the view, and say goodbye in its name: 1000, 1011 or 4000 + status."""
+def _warn_of_returned(returned: object) -> None:
+    logger.warning(
+        "The view of %s returned %s after its connection was accepted; nobody gets it",
+        request.path,
+        type(returned).__name__,
+    )
+
+
+@contextmanager
+def _goodbye(link: Link) -> Iterator[None]:
+    """Say goodbye in the name of a view that runs inside: 1000, 1011 or 4000 + status."""
     code, reason = 1011, ""
     try:
-        returned = view(ws, **arguments)
-        if returned is None and ws.link.state is State.CONNECTING:
-            ws.accept()
+        yield
         code = 1000
-        return returned
-    except ConnectionClosed:
-        if not ws.closed:
-            raise  # somebody else's connection: an error like any other
-        return None  # the normal end of a view that does not ask
-    except HTTPException as error:
-        status = error.get_response().status_code if error.code is None else error.code
-        code = APPLICATION_CODES + status
-        reason = error.name.encode()[:MAX_REASON_BYTES].decode(errors="ignore")
-        raise
+    except BaseException as raised:
+        error = _unwrap(raised, over=link.state in (State.CLOSED, State.REFUSED))
+        if isinstance(error, HTTPException):
+            status = error.get_response().status_code if error.code is None else error.code
+            code = APPLICATION_CODES + status
+            reason = error.name.encode()[:MAX_REASON_BYTES].decode(errors="ignore")
+        if error is raised:
+            raise
+        if error is not None:
+            raise error from None
     finally:
         # In finally, not in except: SystemExit closes with 1011 as well (I5).
-        if ws.connected:
-            ws.close(code, reason)
+        if link.state is State.OPEN:
+            link.close(code, reason)
 
 
-def _check_origin(origins: Sequence[str] | None) -> None:
-    origin = request.headers.get("Origin")
-    allowed = current_app.extensions["websockets"].config.allowed_origins
-    if origins is not None:
-        allowed = origins
-    if not origin_allowed(origin, request.host, allowed):
-        logger.warning(
-            "Refused a WebSocket from origin %r on %s: add it to WEBSOCKETS_ALLOWED_ORIGINS, or to "
-            "the route's origins=, if its pages may connect; behind a proxy, ProxyFix tells the "
-            "application its own host",
-            origin,
-            request.host,
-        )
-        raise Forbidden("This origin may not open a WebSocket here.")
+def _unwrap(error: BaseException, *, over: bool) -> BaseException | None:
+    """What a view failed with, out of the groups of its tasks; None if that is its normal end.
+
+    :param over: whether the view's connection is over. A ``ConnectionClosed`` while it is not
+        is somebody else's, and an error like any other.
+    """
+    rest: BaseException | None = error
+    if over and isinstance(error, BaseExceptionGroup):
+        _, rest = error.split(ConnectionClosed)
+    elif over and isinstance(error, ConnectionClosed):
+        return None
+    while isinstance(rest, BaseExceptionGroup) and len(rest.exceptions) == 1:
+        rest = rest.exceptions[0]
+    return rest
+
+
+def _run(view: View, ws: WebSocket) -> Any:
+    """View thread. Call a plain view."""
+    with _goodbye(ws.link):
+        returned = view(ws)
+        if returned is None and ws.link.state is State.CONNECTING:
+            ws.accept()
+        return returned
+    return None
+
+
+# -- async views ----------------------------------------------------------------------------
+
+
+def _begin(
+    view: Callable[[], Any], ws: AsyncWebSocket, handshake: Handshake, session: _Session
+) -> Any:
+    """View thread. Start an async view, and wait until it has accepted or has ended.
+
+    Its decorators run here, where they may block.
+    """
+    handshake.function = inspect.unwrap(view.func)  # type: ignore[attr-defined]
+    coroutine = view()
+    if not inspect.iscoroutine(coroutine):
+        coroutine = _return(coroutine)  # a decorator has answered
+    try:
+        handshake.start(partial(_await, coroutine, ws))
+    except BaseException:
+        coroutine.close()
+        raise
+    ended = handshake.serve()
+    if ended is not None:
+        returned, error = ended
+        if error is not None:
+            raise error
+        return returned
+    context = request_ctx._get_current_object()  # type: ignore[attr-defined]
+    arguments = request.view_args
+    context.push()  # it stays when the WSGI call pops it
+    request.view_args = arguments  # the push has matched the URL once more
+    handshake.on_call_end = session.unseal
+    handshake.finish = partial(_finish, context, session)
+    return None
+
+
+async def _return(value: Any) -> Any:
+    return value
+
+
+async def _await(coroutine: Coroutine[Any, Any, Any], ws: AsyncWebSocket) -> Any:
+    """Loop. Await an async view."""
+    with _goodbye(ws.link):
+        returned = await coroutine
+        if returned is None and ws.link.state is State.CONNECTING:
+            await ws.accept()
+        return returned
+    return None
+
+
+def _finish(
+    context: Any, session: _Session, returned: Any, error: BaseException | None
+) -> BaseException | None:
+    """Thread. Do what Flask does at the end of a request, for an async view that was accepted.
+
+    :returns: what comes out of the application: nothing, unless it propagates exceptions.
+    """
+    unexpected: BaseException | None = None
+    try:
+        session.report()
+        if error is not None:
+            error = _tell_flask(context, error)
+        elif returned is not None:
+            _warn_of_returned(returned)
+    except BaseException as raised:
+        error = unexpected = raised
+    try:
+        context.pop(error)
+    except BaseException as raised:
+        unexpected = raised
+    if unexpected is not None:
+        logger.error("Exception on WebSocket %s", context.request.path, exc_info=unexpected)
+    return unexpected
+
+
+def _tell_flask(context: Any, error: BaseException) -> BaseException | None:
+    """What ``Flask.wsgi_app`` does with an exception, but for a response that nobody gets.
+
+    :returns: the exception for teardown functions; None if an error handler dealt with it.
+    :raises Exception: if the application propagates exceptions, as in tests.
+    """
+    if not isinstance(error, Exception):
+        raise error
+    app: Flask = context.app
+    try:
+        try:
+            raise error  # Flask looks at what is being handled
+        except Exception as raised:
+            with_context(app.handle_user_exception, context, raised)
+    except Exception as unhandled:
+        got_request_exception.send(app, _async_wrapper=app.ensure_sync, exception=unhandled)
+        propagate = app.config["PROPAGATE_EXCEPTIONS"]
+        if propagate or (propagate is None and (app.testing or app.debug)):
+            raise
+        with_context(app.log_exception, context, sys.exc_info())
+        return unhandled
+    return None
+
+
+def spare_async_views(app: Flask) -> None:
+    """Keep decorators that call ``app.ensure_sync`` from running async views elsewhere.
+
+    Such a decorator, Flask-Login's for one, means to call a view whose kind it does not know.
+    ``ensure_sync`` would run an async view on a loop of the thread's own; the view gets its
+    coroutine instead, and it is awaited on the server's loop, where its connection is.
+    """
+    convert = app.async_to_sync
+
+    @wraps(convert)
+    def spared(function: Callable[..., Any]) -> Callable[..., Any]:
+        if has_request_context():
+            handshake: Handshake | None = request.environ.get(WEBSOCKET)
+            if handshake is not None and inspect.unwrap(function) is handshake.function:
+                return function
+        converted: Callable[..., Any] = convert(function)
+        return converted
+
+    app.async_to_sync = spared  # type: ignore[method-assign, assignment]
+
+
+# -- the session ---------------------------------------------------------------------
 
 
 class _Session:
@@ -190,29 +285,53 @@ class _Session:
         self._context = request_ctx._get_current_object()  # type: ignore[attr-defined]
         # Since Flask 3.1.3 the attribute of the context is a property that marks an access.
         self._attribute = "_session" if hasattr(self._context, "_session") else "session"
+        self._app: Flask = self._context.app
+        self._sealed: Any = None  # the session that a null session stands for
         self.saved = False
 
     def save(self) -> Pairs:
         """Save the session, and return the Set-Cookie headers for the 101 response."""
-        app, session = self._context.app, getattr(self._context, self._attribute)
-        response = app.response_class()
-        if not app.session_interface.is_null_session(session):
-            app.session_interface.save_session(app, session, response)
+        session, response = self._get(), self._app.response_class()
+        if not self._is_null(session):
+            self._app.session_interface.save_session(self._app, session, response)
             session.modified = False
         self.saved = True
         return [("Set-Cookie", value) for value in response.headers.getlist("Set-Cookie")]
 
-    def seal(self) -> None:
-        """Keep Flask from saving the session once more; report what would be lost."""
-        app, session = self._context.app, getattr(self._context, self._attribute)
-        if not self.saved or app.session_interface.is_null_session(session):
-            return
-        if session.modified:
+    def report(self) -> None:
+        """Say so if a change after the accept is lost."""
+        session = self._get()
+        if self.saved and session.modified and not self._is_null(session):
             logger.warning(
                 "The session was changed after the WebSocket on %s was accepted, and is not "
                 "saved: change it before the first receive, send or accept",
-                request.path,
+                self._context.request.path,
             )
-        sealed = app.session_interface.make_null_session(app)
-        dict.update(sealed, session)  # after_request may still read it
-        setattr(self._context, self._attribute, sealed)
+
+    def seal(self) -> None:
+        """Keep Flask from saving the session once more: this is the moment before it would."""
+        session = self._get()
+        if self.saved and not self._is_null(session):
+            self._sealed = session
+            null = self._app.session_interface.make_null_session(self._app)
+            dict.update(null, session)  # teardown functions may still read it
+            setattr(self._context, self._attribute, null)
+
+    def unseal(self) -> None:
+        """Give an async view its session back: the WSGI call has ended without saving it."""
+        if self._sealed is not None:
+            setattr(self._context, self._attribute, self._sealed)
+
+    def _get(self) -> Any:
+        return getattr(self._context, self._attribute)
+
+    def _is_null(self, session: Any) -> bool:
+        return self._app.session_interface.is_null_session(session)
+
+
+def seal_session(response: Response) -> Response:
+    """``after_request``: the last function before Flask saves the session."""
+    handshake: Handshake | None = request.environ.get(WEBSOCKET)
+    if handshake is not None and handshake.before_save is not None:
+        handshake.before_save()
+    return response

@@ -1,16 +1,18 @@
-"""View side. ``WebSocket``: the verbs of a view's connection.
+"""View side. ``WebSocket`` and ``AsyncWebSocket``: the verbs of a view's connection.
 
-Every method may be called from any thread; many threads may send, one at a time may receive.
+The same verbs: those of a ``WebSocket`` block, and may be called from any thread; those of an
+``AsyncWebSocket`` are awaited, on the server's loop. Many may send, one at a time may receive.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, Generic, TypeVar
 
 from flask import json as flask_json
 
-from .bridge import Link
+from .bridge import Handshake, Link
 from .environ import WSGIEnviron
 from .errors import ConnectionClosed, InvalidMessage, InvalidState
 from .protocol import (
@@ -25,25 +27,29 @@ from .protocol import (
     validate_token,
 )
 
+T = TypeVar("T")
 
-class WebSocket:
-    """A view's end of one connection.
 
-    The connection is accepted by :meth:`accept`, or by itself at the first receive, send,
-    iteration or subscribe. Once it is over, by whichever side, sending and receiving raise
-    :exc:`ConnectionClosed`, and an iteration ends.
-    """
+class BaseWebSocket:
+    """What a view's end of a connection knows, whether it blocks or is awaited."""
 
     #: The WSGI environ of the handshake, the one that ``request`` was made from.
     environ: WSGIEnviron
 
-    def __init__(self, link: Link, environ: WSGIEnviron, offered: Sequence[str]) -> None:
+    def __init__(
+        self,
+        handshake: Handshake,
+        environ: WSGIEnviron,
+        supported: Sequence[str],
+        accept_headers: Callable[[], Pairs],
+    ) -> None:
         self.environ = environ
-        self._link = link
-        self._offered = offered
-        self._supported: Sequence[str] = ()  # set by the route, before the view runs
+        self._handshake = handshake
+        self._link = handshake.link
+        self._offered = handshake.offered
+        self._supported = supported
         self._accepted_subprotocol: str | None = None  # set at the accept
-        self._accept_headers: Callable[[], Pairs] = lambda: ()  # set by the route
+        self._accept_headers = accept_headers  # saves the session; called at the accept
 
     def __repr__(self) -> str:
         return (
@@ -82,6 +88,45 @@ class WebSocket:
             return choose_subprotocol(self._offered, self._supported)
         return self._accepted_subprotocol
 
+    # -- within the package ---------------------------------------------------------------------
+
+    @property
+    def link(self) -> Link:
+        """For the extension: what lies between this view and its connection."""
+        return self._link
+
+    def _checked_accept(self, subprotocol: str | None, headers: Headers) -> Callable[[], None]:
+        """What accepts the connection, in the handshake's thread, once all is as it should be."""
+        if subprotocol is None:
+            subprotocol = choose_subprotocol(self._offered, self._supported)
+        elif validate_token("subprotocol", subprotocol) not in self._offered:
+            raise ValueError(
+                f"Subprotocol {subprotocol!r} was not offered: expected one of "
+                f"{', '.join(self._offered) or 'none, the client offers no subprotocol'}."
+            )
+        return partial(self._accept, subprotocol, validate_headers(headers))
+
+    def _accept(self, subprotocol: str | None, pairs: list[tuple[str, str]]) -> None:
+        if self._link.state is State.CONNECTING:
+            pairs = [*pairs, *self._accept_headers()]
+        self._link.accept(
+            {
+                "type": "websocket.accept",
+                "subprotocol": subprotocol,
+                "headers": encode_headers(pairs),
+            }
+        )
+        self._accepted_subprotocol = subprotocol
+
+
+class WebSocket(BaseWebSocket):
+    """A view's end of one connection.
+
+    The connection is accepted by :meth:`accept`, or by itself at the first receive, send,
+    iteration or subscribe. Once it is over, by whichever side, sending and receiving raise
+    :exc:`ConnectionClosed`, and an iteration ends.
+    """
+
     # -- beginning and end ----------------------------------------------------------------------
 
     def accept(self, subprotocol: str | None = None, headers: Headers = ()) -> None:
@@ -96,24 +141,7 @@ class WebSocket:
         :raises ValueError: for a subprotocol that was not offered, or a header that may not be
             sent.
         """
-        if subprotocol is None:
-            subprotocol = choose_subprotocol(self._offered, self._supported)
-        elif validate_token("subprotocol", subprotocol) not in self._offered:
-            raise ValueError(
-                f"Subprotocol {subprotocol!r} was not offered: expected one of "
-                f"{', '.join(self._offered) or 'none, the client offers no subprotocol'}."
-            )
-        pairs = validate_headers(headers)
-        if self._link.state is State.CONNECTING:
-            pairs = [*pairs, *self._accept_headers()]
-        self._link.accept(
-            {
-                "type": "websocket.accept",
-                "subprotocol": subprotocol,
-                "headers": encode_headers(pairs),
-            }
-        )
-        self._accepted_subprotocol = subprotocol
+        self._checked_accept(subprotocol, headers)()
 
     def close(self, code: int = 1000, reason: str = "") -> None:
         """Say goodbye, once what was sent before is on its way. Does not wait for the peer.
@@ -136,8 +164,12 @@ class WebSocket:
         :param timeout: seconds to wait at most; None for as long as it takes.
         :returns: True when it is over, False when the time has passed.
         """
-        self._accept_if_connecting()
-        return self._link.wait_closed(_checked_timeout(timeout))
+        timeout = _checked_timeout(timeout)
+        try:
+            self._accept_if_connecting()
+        except ConnectionClosed:
+            return True  # the client left meanwhile
+        return self._link.wait_closed(timeout)
 
     # -- receiving ------------------------------------------------------------------------------
 
@@ -184,12 +216,12 @@ class WebSocket:
         :raises InvalidMessage: for a binary frame that is not UTF-8.
         """
         for data in self.iter_data():
-            yield data if isinstance(data, str) else _decode(data)
+            yield _as_text(data)
 
     def iter_bytes(self) -> Iterator[bytes]:
         """Iterate over the messages as bytes; a text frame is encoded as UTF-8."""
         for data in self.iter_data():
-            yield data if isinstance(data, bytes) else data.encode()
+            yield _as_bytes(data)
 
     def iter_json(self) -> Iterator[Any]:
         """Iterate over the messages, parsed as JSON.
@@ -211,19 +243,13 @@ class WebSocket:
             the send timeout, after which it is.
         :raises TypeError: if *data* is neither.
         """
-        if isinstance(data, str):
-            self._send({"type": "websocket.send", "text": data}, message_bytes(data))
-        elif isinstance(data, (bytes, bytearray, memoryview)):
-            data = bytes(data)
-            self._send({"type": "websocket.send", "bytes": data}, len(data))
-        else:
-            raise TypeError(f"A message is str or bytes; got {type(data).__name__}.")
+        message, size = _message(data)
+        self._accept_if_connecting()
+        self._link.send(message, size)
 
     def send_text(self, data: str) -> None:
         """Send a text frame. See :meth:`send`."""
-        if not isinstance(data, str):
-            raise TypeError(f"A text message is a str; got {type(data).__name__}.")
-        self.send(data)
+        self.send(_text(data))
 
     def send_bytes(self, data: str | bytes) -> None:
         """Send a binary frame; ``str`` is encoded as UTF-8. See :meth:`send`."""
@@ -243,21 +269,7 @@ class WebSocket:
         """
         self.send(encode_msgpack(data))
 
-    def _send(self, message: dict[str, Any], size: int) -> None:
-        self._accept_if_connecting()
-        self._link.send(message, size)
-
     # -- within the package ---------------------------------------------------------------------
-
-    @property
-    def link(self) -> Link:
-        """For the extension: what lies between this view and its connection."""
-        return self._link
-
-    def prepare(self, supported: Sequence[str], accept_headers: Callable[[], Pairs]) -> None:
-        """For the route: what it supports, and the headers that go out with the accept."""
-        self._supported = supported
-        self._accept_headers = accept_headers
 
     def _accept_if_connecting(self) -> None:
         if self._link.state is State.CONNECTING:
@@ -265,6 +277,150 @@ class WebSocket:
                 self.accept()
             except InvalidState:
                 pass  # another thread was first: accepted is accepted
+
+
+class AsyncWebSocket(BaseWebSocket):
+    """An async view's end of one connection: the verbs of :class:`WebSocket`, awaited.
+
+    For the tasks of the server's loop. Many tasks may send, one at a time may receive.
+    Cancelling a wait loses no message: a receive that is cancelled has taken none.
+    """
+
+    # -- beginning and end ----------------------------------------------------------------------
+
+    async def accept(self, subprotocol: str | None = None, headers: Headers = ()) -> None:
+        """Accept the connection now. See :meth:`WebSocket.accept`.
+
+        The session is saved in the handshake's thread. Returns when Flask is done with the
+        handshake, ``after_request`` functions included.
+        """
+        await self._handshake.accept(self._checked_accept(subprotocol, headers))
+
+    async def close(self, code: int = 1000, reason: str = "") -> None:
+        """Say goodbye; does not wait for the peer. See :meth:`WebSocket.close`."""
+        validate_close(code, reason)
+        self._link.close(code, reason)
+        self._link.catch_up()
+
+    async def wait_closed(self, timeout: float | None = None) -> bool:
+        """Wait until the connection is over. See :meth:`WebSocket.wait_closed`."""
+        timeout = _checked_timeout(timeout)
+        try:
+            await self._accept_if_connecting()
+        except ConnectionClosed:
+            return True
+        return await self._link.await_closed(timeout)
+
+    # -- receiving ------------------------------------------------------------------------------
+
+    async def receive(self, timeout: float | None = None) -> str | bytes | None:
+        """Wait for the next message. See :meth:`WebSocket.receive`.
+
+        :raises ConcurrencyError: if another task is receiving.
+        """
+        timeout = _checked_timeout(timeout)
+        await self._accept_if_connecting()
+        return await self._link.areceive(timeout)
+
+    async def receive_json(self, timeout: float | None = None) -> Any:
+        """Wait for the next message and parse it. See :meth:`WebSocket.receive_json`."""
+        data = await self.receive(timeout)
+        if data is None:
+            raise TimeoutError(f"No message came within {timeout:g} s.")
+        return _parse_json(data)
+
+    def iter_data(self) -> AsyncIterator[str | bytes]:
+        """Iterate over the messages as they come. Ends when the connection is over."""
+        return _Messages(self, lambda data: data)
+
+    def iter_text(self) -> AsyncIterator[str]:
+        """Iterate over the messages as text. See :meth:`WebSocket.iter_text`."""
+        return _Messages(self, _as_text)
+
+    def iter_bytes(self) -> AsyncIterator[bytes]:
+        """Iterate over the messages as bytes. See :meth:`WebSocket.iter_bytes`."""
+        return _Messages(self, _as_bytes)
+
+    def iter_json(self) -> AsyncIterator[Any]:
+        """Iterate over the messages, parsed as JSON. See :meth:`WebSocket.iter_json`."""
+        return _Messages(self, _parse_json)
+
+    # -- sending --------------------------------------------------------------------------------
+
+    async def send(self, data: str | bytes) -> None:
+        """Send a message: ``str`` as a text frame, ``bytes`` as a binary one.
+
+        Returns when the server has the message, or the outbox. While the outbox is full it
+        waits. See :meth:`WebSocket.send`.
+        """
+        message, size = _message(data)
+        await self._accept_if_connecting()
+        await self._link.asend(message, size)
+
+    async def send_text(self, data: str) -> None:
+        """Send a text frame. See :meth:`send`."""
+        await self.send(_text(data))
+
+    async def send_bytes(self, data: str | bytes) -> None:
+        """Send a binary frame; ``str`` is encoded as UTF-8. See :meth:`send`."""
+        await self.send(data.encode() if isinstance(data, str) else data)
+
+    async def send_json(self, data: Any) -> None:
+        """Send *data* as JSON in a text frame. See :meth:`WebSocket.send_json`."""
+        await self.send(flask_json.dumps(data))
+
+    async def send_msgpack(self, data: Any) -> None:
+        """Send *data* as MessagePack in a binary frame. See :meth:`WebSocket.send_msgpack`."""
+        await self.send(encode_msgpack(data))
+
+    # -- within the package ---------------------------------------------------------------------
+
+    async def _accept_if_connecting(self) -> None:
+        if self._handshake.pending:
+            try:
+                await self.accept()
+            except InvalidState:
+                pass  # another task was first: accepted is accepted
+
+
+class _Messages(AsyncIterator[T], Generic[T]):
+    """An iteration over messages. No generator: left half-way, it leaves nothing to clean up."""
+
+    def __init__(self, ws: AsyncWebSocket, convert: Callable[[str | bytes], T]) -> None:
+        self._ws = ws
+        self._convert = convert
+
+    async def __anext__(self) -> T:
+        try:
+            data = await self._ws.receive()
+        except ConnectionClosed:
+            raise StopAsyncIteration from None
+        assert data is not None  # only a timeout gives None
+        return self._convert(data)
+
+
+def _message(data: str | bytes) -> tuple[dict[str, Any], int]:
+    """The ASGI message for *data*, and its size in bytes."""
+    if isinstance(data, str):
+        return {"type": "websocket.send", "text": data}, message_bytes(data)
+    if isinstance(data, (bytes, bytearray, memoryview)):
+        data = bytes(data)
+        return {"type": "websocket.send", "bytes": data}, len(data)
+    raise TypeError(f"A message is str or bytes; got {type(data).__name__}.")
+
+
+def _text(data: str) -> str:
+    if not isinstance(data, str):
+        raise TypeError(f"A text message is a str; got {type(data).__name__}.")
+    return data
+
+
+def _as_text(data: str | bytes) -> str:
+    return data if isinstance(data, str) else _decode(data)
+
+
+def _as_bytes(data: str | bytes) -> bytes:
+    return data if isinstance(data, bytes) else data.encode()
 
 
 def encode_msgpack(data: Any) -> bytes:

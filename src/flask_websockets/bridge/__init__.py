@@ -9,21 +9,29 @@ The law of this folder:
 
 ``door.py`` is the door, ``link.py`` what lies between one view and one socket, ``pipe.py`` what
 lies between one HTTP request's thread and the loop, ``threads.py`` the threads themselves.
+An async view has a task of ``tasks.py``, and ``handshake.py`` for what Flask does in a thread.
 """
 
 from .door import Door
-from .link import ASGIMessage, Item, Link, Outbound
+from .handshake import Handshake
+from .link import ASGIMessage, AsyncView, Finish, Item, Link, Outbound, Ticket
 from .pipe import Pipe
+from .tasks import ViewTask
 from .threads import HttpPool, LoopThread, start_view_thread
 
 __all__ = [
     "ASGIMessage",
+    "AsyncView",
     "Door",
+    "Finish",
+    "Handshake",
     "HttpPool",
     "Item",
     "Link",
     "LoopThread",
     "Outbound",
     "Pipe",
+    "Ticket",
+    "ViewTask",
     "start_view_thread",
 ]

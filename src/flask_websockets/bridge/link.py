@@ -10,20 +10,25 @@ all that lies in the stream.
 Out: ``send`` posts the message; the loop gives it to the server at once where that is known to
 be safe (``inline``), else puts it into the outbound stream for the writer task. Published
 messages take the same way, so there is one outbox, first in first out.
+
+An async view lives on the loop itself: it takes from the inbound stream and gives to the
+server without the door. Its verbs here begin with an *a*.
 """
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
 from queue import Empty, SimpleQueue
 from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
 import anyio
+import anyio.lowlevel
 
 from ..config import Config
 from ..errors import ConcurrencyError, ConnectionClosed, NotRunning, UsageError, WrongThread
@@ -45,14 +50,50 @@ class Rest(Protocol):
     def close(self) -> None: ...
 
 
+class Ticket:
+    """Loop. A published message that waits in the outbox, and may be dropped there.
+
+    Nothing can be taken out of an anyio stream, so its place in the stream stays; what is
+    dropped is the message.
+
+    :param taken: called with the ticket when its message is on its way.
+    """
+
+    __slots__ = ("_taken", "message", "size")
+
+    def __init__(self, message: ASGIMessage, size: int, taken: Callable[[Ticket], object]) -> None:
+        self.message: ASGIMessage | None = message  # None when it was dropped
+        self.size = size
+        self._taken = taken
+
+    def redeem(self) -> ASGIMessage | None:
+        """Loop. The message, for the writer; None if it was dropped."""
+        if self.message is not None:
+            self._taken(self)
+        return self.message
+
+    def close(self) -> None:
+        """Loop. The connection is over, and nobody comes for the message."""
+
+
+#: What is left to a thread when an async view has ended, if anything is. Returns the error that
+#: came out of the application, if one did.
+Finish: TypeAlias = Callable[[], BaseException | None] | None
+#: An async view, with the context to run it in.
+AsyncView: TypeAlias = tuple[Callable[[], Coroutine[Any, Any, Finish]], contextvars.Context]
+
 #: What the writer finishes.
-Outbound: TypeAlias = ASGIMessage | Rest
+Outbound: TypeAlias = ASGIMessage | Rest | Ticket
 #: With its size in bytes.
 Item: TypeAlias = tuple[Outbound, int]
 
 #: A failed send means that the peer is gone, but the reader knows with which code: it gets so
 #: many seconds to say so. On the servers measured the disconnect is queued already.
 DISCONNECT_GRACE = 1.0
+
+#: Sends of an async view after which it lets the loop turn, if nothing else has made it wait:
+#: a view that sends in a tight loop must not starve the others.
+SENDS_PER_TURN = 32
 
 _END: Final = object()
 
@@ -64,7 +105,8 @@ class Link:
         self, door: Door, config: Config, extensions: Mapping[str, Any] | None = None
     ) -> None:
         self._door = door  # set once
-        self._config = config  # set once
+        #: The limits of this connection: the application's, or its route's.
+        self.config = config  # set by the view's thread, before the accept
         self._extensions = extensions  # set once: what the server can do beyond ASGI's core
 
         self._lock = threading.Lock()
@@ -81,12 +123,13 @@ class Link:
         self._taken = self._taken_bytes = 0  # guarded by _receiving; the loop reads them
         self._handover: SimpleQueue[list[Any]] = SimpleQueue()  # the loop puts, the thread gets
 
+        # Bounded by deliver, which sees what the thread was handed as well.
         self._inbound, self._inbox = anyio.create_memory_object_stream[str | bytes](
-            config.inbox_messages
+            math.inf
         )  # loop only
         self._inbox_ended = False  # loop only: the end has been handed over
         self._waiting = False  # loop only: the thread asked and got nothing yet
-        self._inbox_messages = 0  # loop only: in the stream
+        self._on_loop = False  # loop only: the view is async
         self._received = self._received_bytes = 0  # loop only: all that _taken will come to
         self._room: anyio.Event | None = None  # loop only; threads see whether the reader waits
 
@@ -95,15 +138,21 @@ class Link:
         self._outbound, self.outbox = anyio.create_memory_object_stream[Item](math.inf)  # loop only
         self._moved = self._moved_bytes = 0  # loop only: of _posted, those that reached the loop
         self._outbox_messages = self._outbox_bytes = 0  # loop only: in the stream or being sent
-        self._blocked: deque[tuple[threading.Lock, int]] = deque()  # threads append, loop pops
+        self._dropped = 0  # loop only: tickets in the stream whose message was dropped
+        self._sent_in_turn = 0  # loop only: by an async view
+        # Whom to wake, and the size that must fit. Threads append, the loop pops.
+        self._blocked: deque[tuple[Callable[[], object], int]] = deque()
         self._deaf = False  # loop only: nothing is taken for the peer any more
 
+        #: Loop only. Starts an async view; set by the connection, while it has no view yet.
+        self.start_task: Callable[[AsyncView], None] | None = None
         #: Loop only. Hands a message to the server without a task; returns what is left to the
         #: writer. None where that is not known to be safe, and before the accept.
         self.inline: Callable[[ASGIMessage], Outbound | None] | None = None
         self.settled = anyio.Event()  # loop only: the handshake has its answer
         self.ending = anyio.Event()  # loop only: nothing but goodbye is left to say
-        self.patience = config.send_timeout  # loop only: seconds that the goodbye may take
+        #: Seconds that the goodbye may take.
+        self.patience = config.send_timeout  # loop only, once accepted
         self.timed_out = False  # loop only: a view's send came to its deadline
         self.over = anyio.Event()  # loop only: the last word is said, or nobody is there
 
@@ -127,6 +176,16 @@ class Link:
     def belongs_to(self, door: Door) -> bool:
         """Any thread. Whether this link leads through *door*."""
         return self._door is door
+
+    @property
+    def depths(self) -> tuple[int, int, int, int]:
+        """Any thread. Messages and bytes in the inbox, messages and bytes in the outbox."""
+        return (
+            self._received - self._taken,
+            self._received_bytes - self._taken_bytes,
+            self._posted - self._moved + self._outbox_messages,
+            self._posted_bytes - self._moved_bytes + self._outbox_bytes,
+        )
 
     def statistics(self) -> dict[str, Any]:
         """Any thread. What lies in the two streams, as anyio reports it."""
@@ -178,9 +237,7 @@ class Link:
                 return None
             if self._batch[-1] is _END:  # left where it is: the end stays the end
                 raise ConnectionClosed(self._code, self._reason)
-            message: str | bytes = self._batch.pop()
-            self._taken += 1
-            self._taken_bytes += message_bytes(message)
+            message = self._took(self._batch.pop())
             if self._room is not None:
                 self._post_quietly(self._make_room, None)
             return message
@@ -220,28 +277,35 @@ class Link:
         :raises UsageError: above the limit of channels; then nothing is subscribed.
         """
         # A leave is posted for each join at most: bounding the joins bounds both (I6).
-        self._door.take_slot(self._config.send_timeout)
+        self._door.take_slot(self.config.send_timeout)
         try:
-            self._join(channels, subscribe)
+            with self._lock:
+                self._door.post_in_slot(subscribe, (self, self._enter(channels)))
         except BaseException:
             self._door.return_slot()
             raise
 
-    def _join(self, channels: Iterable[str], subscribe: Callable[[Any], None]) -> None:
+    def join_here(self, channels: Iterable[str], subscribe: Callable[[Any], None]) -> None:
+        """Loop. Enter *channels*, as ``join`` does; they are subscribed when it returns."""
         with self._lock:
-            if self._state is not State.OPEN:
-                transition(self._state, Action.SEND, self._code, self._reason)
-            new = [name for name in channels if name not in self._levels]
-            limit = self._config.max_channels_per_connection
-            if len(self._levels) + len(new) > limit:
-                raise UsageError(
-                    f"A connection may be subscribed to {limit} channels "
-                    f"(WEBSOCKETS_MAX_CHANNELS_PER_CONNECTION); {len(self._levels)} and "
-                    f"{len(new)} new ones are more. Nothing was subscribed."
-                )
-            for name in channels:
-                self._levels[name] = self._levels.get(name, 0) + 1
-            self._door.post_in_slot(subscribe, (self, new))
+            self._door.post(subscribe, (self, self._enter(channels)))
+        self._door.drain()
+
+    def _enter(self, channels: Iterable[str]) -> list[str]:
+        """Any thread, with the lock held. Those of *channels* that are new."""
+        if self._state is not State.OPEN:
+            transition(self._state, Action.SEND, self._code, self._reason)
+        new = [name for name in channels if name not in self._levels]
+        limit = self.config.max_channels_per_connection
+        if len(self._levels) + len(new) > limit:
+            raise UsageError(
+                f"A connection may be subscribed to {limit} channels "
+                f"(WEBSOCKETS_MAX_CHANNELS_PER_CONNECTION); {len(self._levels)} and "
+                f"{len(new)} new ones are more. Nothing was subscribed."
+            )
+        for name in channels:
+            self._levels[name] = self._levels.get(name, 0) + 1
+        return new
 
     def leave(
         self, channels: Iterable[str], unsubscribe: Callable[[Any], None], *, entirely: bool
@@ -259,24 +323,37 @@ class Link:
             if gone:
                 self._post_quietly(unsubscribe, (self, gone))
 
+    def configure(self, config: Config) -> None:
+        """View thread. Set the limits of this connection, before it is accepted."""
+        self.config, self.patience = config, config.send_timeout
+
+    def post(self, command: Callable[[T], None], argument: T) -> None:
+        """Any thread. Have the loop run ``command(argument)`` soon.
+
+        :raises NotRunning: if the loop has stopped.
+        """
+        self._door.post(command, argument)
+
     def report(self, command: Callable[[T], None], argument: T) -> None:
-        """View thread. Have the loop know that the thread ends."""
+        """View thread. The same; nothing happens if the loop has stopped."""
         self._post_quietly(command, argument)
 
-    def _fits(self, size: int, *, low_water: bool = False) -> bool:
+    def _fits(
+        self, size: int, *, low_water: bool = False, freed: int = 0, freed_bytes: int = 0
+    ) -> bool:
         """Any thread. Whether the outbox takes one more message of *size* bytes.
 
         Between the high and the low mark lies half the outbox: a sender that was stopped is
         not woken for every single message that leaves.
         """
-        messages = self._posted - self._moved + self._outbox_messages
+        messages = self._posted - self._moved + self._outbox_messages - freed
         if not messages:
             return True  # one message larger than the outbox passes when it is empty
-        taken = self._posted_bytes - self._moved_bytes + self._outbox_bytes + size
+        taken = self._posted_bytes - self._moved_bytes + self._outbox_bytes - freed_bytes + size
         share = 2 if low_water else 1
         return (
-            messages < self._config.outbox_messages / share
-            and taken <= self._config.outbox_bytes / share
+            messages < self.config.outbox_messages / share
+            and taken <= self.config.outbox_bytes / share
         )
 
     def _post_send(self, message: ASGIMessage, size: int) -> None:
@@ -287,7 +364,7 @@ class Link:
 
     def _wait_and_send(self, message: ASGIMessage, size: int) -> None:
         self._must_not_block_the_loop("send")
-        deadline = time.monotonic() + self._config.send_timeout
+        deadline = time.monotonic() + self.config.send_timeout
         while True:
             with self._lock:
                 if self._state is not State.OPEN:
@@ -296,18 +373,21 @@ class Link:
                     return self._post_send(message, size)
                 turn = threading.Lock()
                 turn.acquire()
-                self._blocked.append((turn, size))
+                waiting = (turn.release, size)
+                self._blocked.append(waiting)
             # The loop may have made room before the lock stood in line: let it look again.
             self._post_quietly(self._unblock, None)
             if not turn.acquire(timeout=max(0.0, deadline - time.monotonic())):
+                self._post_quietly(self._wait_no_more, waiting)
                 with self._lock:
                     # A peer that reads slowly, but reads, has made room above the low mark.
                     if self._state is State.OPEN and self._fits(size):
                         return self._post_send(message, size)
                 self._post_quietly(self._give_up, None)
-                raise ConnectionClosed(
-                    1006, f"the peer made no room for {self._config.send_timeout:g} s"
-                )
+                raise self._made_no_room()
+
+    def _made_no_room(self) -> ConnectionClosed:
+        return ConnectionClosed(1006, f"the peer made no room for {self.config.send_timeout:g} s")
 
     def _fetch(self, timeout: float | None) -> bool:
         """View thread. Get the next batch; False when *timeout* passes."""
@@ -374,7 +454,7 @@ class Link:
 
     def _ask(self, _: None) -> None:
         """Loop. The thread has used up its batch and waits."""
-        if self._inbox_messages:
+        if self._received != self._taken:  # all that was handed over has been taken
             self.hand_over_all()
         elif not self._inbox_ended:
             self._waiting = True
@@ -384,6 +464,11 @@ class Link:
         if self._room is not None:
             self._room.set()
 
+    def _wait_no_more(self, waiting: tuple[Callable[[], object], int]) -> None:
+        """Loop. Forget a sender that waited for room."""
+        if waiting in self._blocked:
+            self._blocked.remove(waiting)
+
     def _give_up(self, _: None) -> None:
         """Loop. A send has waited for as long as it may (I11)."""
         self.timed_out = True
@@ -392,11 +477,110 @@ class Link:
     def _unblock(self, _: None) -> None:
         """Loop. Let those senders go on for whom there is room."""
         for _turn in range(len(self._blocked)):
-            turn, size = self._blocked.popleft()
+            wake, size = self._blocked.popleft()
             if self._state is not State.OPEN or self._fits(size, low_water=True):
-                turn.release()
+                wake()
             else:
-                self._blocked.append((turn, size))
+                self._blocked.append((wake, size))
+
+    # -- loop: an async view ----------------------------------------------------------------------
+
+    def start_async(self, view: AsyncView) -> None:
+        """Loop. The view is async: start it, and have its messages where it takes them."""
+        self._on_loop = True
+        if self.start_task is not None:
+            self.start_task(view)
+
+    async def areceive(self, timeout: float | None) -> str | bytes | None:
+        """Loop. The next message, or None when *timeout* seconds have passed.
+
+        :raises ConnectionClosed: after the last message, when the connection is over.
+        :raises ConcurrencyError: if another task is receiving.
+        """
+        if not self._receiving.acquire(blocking=False):
+            await anyio.lowlevel.checkpoint()  # whatever fails lets the loop turn first
+            raise ConcurrencyError(
+                "Another task is receiving on this connection. Many tasks may send, one may "
+                "receive: let one task receive and pass on what it gets."
+            )
+        try:
+            if not self._inbox_ended and not self._hung_up:
+                try:
+                    return self._took(self._inbox.receive_nowait())
+                except anyio.WouldBlock:
+                    self._sent_in_turn = 0
+                with anyio.move_on_after(timeout):
+                    try:
+                        return self._took(await self._inbox.receive())
+                    except (anyio.EndOfStream, anyio.ClosedResourceError):
+                        pass  # what was left in it has been handed over
+                if not self._inbox_ended:
+                    return None
+            if self._hung_up or self._at_end():
+                await anyio.lowlevel.checkpoint()
+                raise ConnectionClosed(self._code, self._reason)
+            return self._took(self._batch.pop())
+        finally:
+            self._make_room(None)
+            self._receiving.release()
+
+    def _at_end(self) -> bool:
+        if not self._batch:
+            try:
+                self._batch = self._handover.get_nowait()
+            except Empty:
+                return True  # it ended before the view began
+        return self._batch[-1] is _END
+
+    def _took(self, message: str | bytes) -> str | bytes:
+        """View thread or loop. Count a message that the view takes."""
+        self._taken += 1
+        self._taken_bytes += message_bytes(message)
+        return message
+
+    async def asend(self, message: ASGIMessage, size: int) -> None:
+        """Loop. Send one message of *size* bytes; wait while the outbox is full (I6).
+
+        :raises ConnectionClosed: if the connection is over, or if the peer made no room within
+            the send timeout, after which it is.
+        """
+        self._sent_in_turn += 1
+        if self._sent_in_turn > SENDS_PER_TURN or self._state is not State.OPEN:
+            self._sent_in_turn = 0
+            await anyio.lowlevel.checkpoint()
+        if self._door.pending:
+            self._door.drain()  # what threads published before comes first
+        if self._state is State.OPEN and not self._fits(size):
+            await self._wait_for_room(size)
+        transition(self._state, Action.SEND, self._code, self._reason)
+        self.write(message, size)
+
+    async def _wait_for_room(self, size: int) -> None:
+        with anyio.move_on_after(self.config.send_timeout):
+            while self._state is State.OPEN and not self._fits(size):
+                turn = anyio.Event()
+                waiting = (turn.set, size)
+                self._blocked.append(waiting)
+                try:
+                    await turn.wait()
+                finally:
+                    self._wait_no_more(waiting)
+        # A peer that reads slowly, but reads, has made room above the low mark.
+        if self._state is State.OPEN and not self._fits(size):
+            self._give_up(None)
+            raise self._made_no_room()
+
+    async def await_closed(self, timeout: float | None) -> bool:
+        """Loop. Wait until the connection is over; False if *timeout* passes first."""
+        with anyio.move_on_after(timeout):
+            await self.ending.wait()
+            if self._state is State.OPEN:  # a send has failed; the reader may know more
+                await self.over.wait()
+        return self._state in (State.CLOSED, State.REFUSED)
+
+    def catch_up(self) -> None:
+        """Loop. Have everything done that was posted so far, by this view too."""
+        self._door.drain()
 
     # -- loop: reader, writer, hub ----------------------------------------------------------------
 
@@ -413,11 +597,10 @@ class Link:
             held = self._received - self._taken
             held_bytes = self._received_bytes - self._taken_bytes
             if held and (
-                held >= self._config.inbox_messages or held_bytes + size > self._config.inbox_bytes
+                held >= self.config.inbox_messages or held_bytes + size > self.config.inbox_bytes
             ):
                 return False
             self._inbound.send_nowait(data)
-            self._inbox_messages += 1
         self._received += 1
         self._received_bytes += size
         return True
@@ -437,13 +620,20 @@ class Link:
 
     def hand_over_all(self, *, end: bool = False) -> None:
         """Loop. Hand over what lies in the inbound stream, and the end if it is one."""
-        batch: list[Any] = [self._inbox.receive_nowait() for _ in range(self._inbox_messages)]
+        batch: list[Any] = []
+        try:
+            while True:
+                batch.append(self._inbox.receive_nowait())
+        except anyio.WouldBlock:
+            pass
         if end:
             batch.append(_END)
         batch.reverse()
-        self._inbox_messages = 0
         self._waiting = False
-        self._door.hand_over(self._handover, batch)
+        if self._on_loop:
+            self._handover.put(batch)  # its view looks there as soon as the stream has ended
+        else:
+            self._door.hand_over(self._handover, batch)
 
     def offer(self, message: ASGIMessage, size: int) -> bool:
         """Loop. Take one published message for the peer; False if the outbox is full (I6)."""
@@ -451,6 +641,47 @@ class Link:
             return False
         self.write(message, size)
         return True
+
+    def has_room(self, size: int, freed: int = 0, freed_bytes: int = 0) -> bool:
+        """Loop. Whether a message that may be dropped fits, once so much was dropped.
+
+        While a view's send waits for room, such messages may take the place of others, and not
+        become more: they must not keep the outbox full for ever.
+        """
+        if self._blocked and not freed:
+            return False
+        return self._fits(size, freed=freed, freed_bytes=freed_bytes)
+
+    def write_droppable(
+        self, message: ASGIMessage, size: int, taken: Callable[[Ticket], object]
+    ) -> Ticket | None:
+        """Loop. Give a message to the server at once, or let it wait: then under a ticket."""
+        left = self._take_short_way(message)
+        if left is not message:
+            if left is not None:
+                self._enqueue(left, size)
+            return None
+        ticket = Ticket(message, size, taken)
+        self._enqueue(ticket, size)
+        return ticket
+
+    def drop(self, ticket: Ticket) -> None:
+        """Loop. Take a waiting message out of the outbox."""
+        ticket.message = None
+        self._outbox_messages -= 1
+        self._outbox_bytes -= ticket.size
+        self._dropped += 1
+        if self._dropped > self.config.outbox_messages:
+            # Empty places are bounded too (I6): put back what still waits, in its order.
+            waiting = self._drain_outbox()
+            for item in waiting:
+                self._outbound.send_nowait(item)
+
+    def redeem(self, ticket: Ticket) -> ASGIMessage | None:
+        """Writer. The message of a ticket; None if it was dropped."""
+        if ticket.message is None:
+            self._dropped -= 1
+        return ticket.redeem()
 
     @property
     def deaf(self) -> bool:
@@ -461,17 +692,25 @@ class Link:
         """Loop. Give a message to the server, or to the writer behind those that wait."""
         if self._deaf:
             return
-        left: Outbound | None = message
-        if self.inline is not None and not self._outbox_messages:
-            try:
-                left = self.inline(message)
-            except Exception:  # whatever the server calls it: the peer cannot be reached
-                logger.debug("The server could not send", exc_info=True)
-                return self.fail()
+        left = self._take_short_way(message)
         if left is not None:
-            self._outbox_messages += 1
-            self._outbox_bytes += size
-            self._outbound.send_nowait((left, size))
+            self._enqueue(left, size)
+
+    def _take_short_way(self, message: ASGIMessage) -> Outbound | None:
+        """Loop. Give a message to the server at once, if that is safe; what is left to send."""
+        if self.inline is None or self._outbox_messages:
+            return message
+        try:
+            return self.inline(message)
+        except Exception:  # whatever the server calls it: the peer cannot be reached
+            logger.debug("The server could not send", exc_info=True)
+            self.fail()
+            return None
+
+    def _enqueue(self, left: Outbound, size: int) -> None:
+        self._outbox_messages += 1
+        self._outbox_bytes += size
+        self._outbound.send_nowait((left, size))
 
     def written(self, size: int) -> None:
         """Loop. The server has taken a message of *size* bytes."""
@@ -494,7 +733,7 @@ class Link:
             self._code, self._reason = code, reason
             self._over_for_threads()
         self._drop_outbox()
-        self.patience = self._config.close_timeout
+        self.patience = self.config.close_timeout
         self._turn_away([{"type": "websocket.close", "code": code, "reason": reason}])
 
     def fail(self, patience: float = DISCONNECT_GRACE) -> None:
@@ -541,12 +780,21 @@ class Link:
                 self._room.set()
 
     def _drop_outbox(self) -> None:
+        for left, size in self._drain_outbox():
+            if not isinstance(left, dict):
+                left.close()
+            self._outbox_messages -= 1
+            self._outbox_bytes -= size
+
+    def _drain_outbox(self) -> list[Item]:
+        """Loop. Take everything out of the outbound stream that was not dropped."""
+        waiting: list[Item] = []
         try:
             while True:
                 left, size = self.outbox.receive_nowait()
-                if not isinstance(left, dict):
-                    left.close()
-                self._outbox_messages -= 1
-                self._outbox_bytes -= size
+                if not isinstance(left, Ticket) or left.message is not None:
+                    waiting.append((left, size))
         except (anyio.WouldBlock, anyio.EndOfStream, anyio.ClosedResourceError):
             pass
+        self._dropped = 0
+        return waiting

@@ -57,6 +57,11 @@ class HttpPool:
         self._started = 0  # guarded by _lock: ever, for their names
         self._busy = 0  # guarded by _lock: running or queued
 
+    @property
+    def threads(self) -> int:
+        """Any thread. How many threads there are."""
+        return self._threads
+
     def submit(self, run: Callable[[], None]) -> bool:
         """Loop. Have a thread run *run*; False if too many requests wait, or no thread is left."""
         with self._lock:

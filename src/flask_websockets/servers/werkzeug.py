@@ -31,19 +31,45 @@ TAKE_OVER_TIMEOUT = 10.0
 WSGIApp = Callable[..., Iterable[bytes]]
 
 
+class DevelopmentLoop:
+    """The event loop behind all applications of one ``WebSockets`` object, on its own thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._thread: LoopThread | None = None  # guarded by _lock
+
+    def get(self) -> LoopThread:
+        """Any thread. Started lazily, where it is served: the reloader's parent needs none."""
+        with self._lock:
+            if self._thread is None:
+                self._thread = LoopThread("flask-websockets-loop")
+            return self._thread
+
+    def forget(self) -> None:
+        """The child of a fork: the loop's thread stayed with the parent."""
+        self._lock = threading.Lock()
+        self._thread = None
+
+
 class DevelopmentServer:
     """WSGI middleware: passes everything on, but for handshakes that Werkzeug's server brings.
 
     :param wsgi_app: the application's ``wsgi_app`` so far.
     :param asgi_app: makes its ASGI application, when the first handshake comes.
+    :param loop: where that is served.
     """
 
     def __init__(
-        self, wsgi_app: WSGIApp, asgi_app: Callable[[], Callable[..., Any]], config: Config
+        self,
+        wsgi_app: WSGIApp,
+        asgi_app: Callable[[], Callable[..., Any]],
+        config: Config,
+        loop: DevelopmentLoop,
     ) -> None:
         self._wsgi_app = wsgi_app
         self._asgi_app = asgi_app
         self._config = config
+        self._loop = loop
         self._front: _Front | None = None  # guarded by _lock
         self._lock = threading.Lock()
 
@@ -67,17 +93,16 @@ class DevelopmentServer:
         self._front = None
 
     def _get_front(self) -> _Front:
-        # Lazily, in the process that serves: the reloader's parent needs no loop.
         with self._lock:
             if self._front is None:
-                self._front = _Front(self._asgi_app(), self._config)
+                self._front = _Front(self._asgi_app(), self._config, self._loop.get())
             return self._front
 
 
 class _Front:
-    """An event loop on a thread, and uvicorn's WebSocket protocol on it."""
+    """uvicorn's WebSocket protocol, on a loop of a thread."""
 
-    def __init__(self, asgi_app: Callable[..., Any], config: Config) -> None:
+    def __init__(self, asgi_app: Callable[..., Any], config: Config, loop: LoopThread) -> None:
         self._config = uvicorn.Config(
             asgi_app,
             lifespan="off",
@@ -88,7 +113,7 @@ class _Front:
         )
         self._config.load()
         self._state = ServerState()
-        self._loop = LoopThread("flask-websockets-loop")
+        self._loop = loop
 
     def adopt(self, live: socket.socket, head: bytes, upgrade: Upgrade) -> None:
         """Werkzeug's thread. Go on with a connection whose request head has been read."""

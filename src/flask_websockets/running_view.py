@@ -1,0 +1,153 @@
+"""Loop side. The view of one connection, while it runs: its thread, or its task and threads.
+
+A plain view is one thread. An async view is a task, and has a thread where Flask blocks: for
+its handshake, until it has accepted, and for its teardown.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+import anyio
+
+from .bridge import AsyncView, Finish, Link, ViewTask, start_view_thread
+from .counters import Counters
+
+logger = logging.getLogger("flask_websockets")
+
+
+class RunningView:
+    """One view, from the start of its thread until nothing of it runs any more.
+
+    :param path: of the connection, for the log.
+    """
+
+    def __init__(self, link: Link, counters: Counters, path: str) -> None:
+        self._link = link
+        self._counters = counters
+        self._path = path
+        self._over = anyio.Event()
+        self._on_over: Callable[[], None] = lambda: None
+        self._finishing: anyio.Semaphore | None = None
+        self._threads = 0  # one at most
+        self._thread_ended = anyio.Event()
+        self._task: ViewTask | None = None  # of an async view
+        self._returned = False  # an async view: what blocks is left, and is not cancelled
+        #: What came out of the application, if anything did.
+        self.error: BaseException | None = None
+
+    @property
+    def running(self) -> bool:
+        """Whether anything of it still runs."""
+        return self._threads > 0 or self._task is not None
+
+    def start(
+        self,
+        run: Callable[[], BaseException | None],
+        on_over: Callable[[], None],
+        finishing: anyio.Semaphore,
+    ) -> None:
+        """Start the thread of the handshake, which is a plain view's own.
+
+        :param run: returns what came out of the application, if anything did.
+        :param on_over: called when the view is over.
+        :param finishing: holds a place for the thread that an async view needs at its end.
+        :raises RuntimeError: if the system has no thread left.
+        """
+        self._on_over, self._finishing = on_over, finishing
+        self._link.start_task = self._start_task
+        self._start_thread(run)
+
+    async def wait(self) -> None:
+        """Give the view its time to finish; cancel or report it if it does not (I5, I9)."""
+        timeout = self._link.config.close_timeout
+        if await self._ends_within(timeout):
+            return
+        for insist in (False, True):
+            if self.cancel(insist=insist) and await self._ends_within(timeout):
+                return
+        self._counters.stuck_views += 1
+        logger.warning(
+            "The view of %s still runs %g s after its connection ended "
+            "(WEBSOCKETS_CLOSE_TIMEOUT); its %s is left to itself",
+            self._path,
+            timeout,
+            "thread" if self._threads else "task, which was cancelled,",
+        )
+
+    def abandon(self) -> None:
+        """Nobody waits any more: an async view still has its time, and then ends."""
+        if self._task is not None and not self._returned:
+            self._task.expire(self._link.config.close_timeout)
+
+    def cancel(self, *, insist: bool = False) -> bool:
+        """Cancel an async view; False if there is none, or if it has returned.
+
+        :param insist: not once, but at each of its waits.
+        """
+        if self._task is None or self._returned:
+            return False
+        if insist:
+            self._task.insist()
+        else:
+            self._task.cancel()
+        return True
+
+    async def _ends_within(self, timeout: float) -> bool:
+        if self.running:
+            with anyio.move_on_after(timeout):
+                await self._over.wait()
+        return not self.running
+
+    def _start_thread(self, run: Callable[[], BaseException | None]) -> None:
+        def run_and_report() -> None:
+            error: BaseException | None = None
+            try:
+                error = run()
+            finally:
+                link.report(self._thread_over, error)
+
+        link = self._link
+        start_view_thread(run_and_report, f"flask-websockets-view {self._path}")
+        self._threads += 1
+        self._counters.view_threads += 1
+
+    def _thread_over(self, error: BaseException | None) -> None:
+        """The thread is about to end; it said so at the door."""
+        self._threads -= 1
+        self._counters.view_threads -= 1
+        self.error = self.error or error
+        self._thread_ended.set()
+        self._end()
+
+    def _start_task(self, view: AsyncView) -> None:
+        """The view is async: the handshake's thread has sent it here."""
+        self._link.start_task = None
+        self._counters.view_tasks += 1
+        run, context = view
+        self._task = ViewTask(partial(self._perform, run), context)
+
+    async def _perform(self, view: Callable[[], Awaitable[Finish]]) -> None:
+        """The task of an async view. At its end a thread does what blocks, such as teardown."""
+        try:
+            finish = await view()
+            self._returned = True
+            if finish is not None and self._finishing is not None:
+                with anyio.CancelScope(shield=True):
+                    async with self._finishing:
+                        self._thread_ended = anyio.Event()
+                        self._start_thread(finish)
+                        await self._thread_ended.wait()
+        except RuntimeError:
+            logger.exception("No thread is left for the teardown of %s", self._path)
+        finally:
+            self._task = None
+            self._counters.view_tasks -= 1
+            self._end()
+
+    def _end(self) -> None:
+        if not self.running:
+            self._over.set()
+            self._on_over()

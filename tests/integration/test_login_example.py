@@ -1,0 +1,113 @@
+"""examples/login through real servers: who has no name stays out, who leaves is closed."""
+
+from __future__ import annotations
+
+import http.client
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from urllib.parse import urlencode
+
+import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import ClientConnection, connect
+
+from .browser import Browser, find_chromium
+from .conftest import IMPLEMENTATIONS, ServerProcess
+
+LOGIN = Path(__file__).parents[2] / "examples" / "login"
+TIMEOUT = 20.0
+
+
+@pytest.fixture
+def server(start_server: Callable[..., ServerProcess], implementation: str) -> ServerProcess:
+    """The example as its first line says, once with each implementation."""
+    command = [sys.executable, "-m", "uvicorn", "--app-dir", str(LOGIN), "app:asgi"]
+    return start_server("", [*command, "--port", "{port}", *IMPLEMENTATIONS[implementation]])
+
+
+def post(server: ServerProcess, path: str, cookie: str = "", **form: str) -> str:
+    """Post a form, and return the session's cookie."""
+    headers = {"Content-Type": "application/x-www-form-urlencoded", "Cookie": cookie}
+    with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=TIMEOUT)) as client:
+        client.request("POST", path, urlencode(form), headers)
+        answer = client.getresponse()
+        assert (answer.status, answer.headers["Location"]) == (302, "/")
+        return answer.headers["Set-Cookie"].partition(";")[0]
+
+
+def enter(server: ServerProcess, cookie: str, origin: str | None = None) -> ClientConnection:
+    headers = {"Cookie": cookie}
+    return connect(
+        server.ws_url("/ws"),
+        origin=origin,
+        additional_headers=headers,
+        open_timeout=TIMEOUT,
+        proxy=None,
+    )
+
+
+def test_who_has_not_logged_in_stays_out(server):
+    """401 without a login; 403 with one, for a page of another origin."""
+    with pytest.raises(InvalidStatus) as refused, enter(server, ""):
+        pass
+    assert refused.value.response.status_code == 401
+    cookie = post(server, "/login", name="ann")
+    with pytest.raises(InvalidStatus) as refused, enter(server, cookie, "https://evil.example"):
+        pass
+    assert refused.value.response.status_code == 403
+    with enter(server, cookie, server.url().rstrip("/")) as ann:
+        ann.send("in")
+        assert ann.recv(timeout=TIMEOUT) == "ann: in"
+
+
+def test_a_logout_closes_the_users_connections(server):
+    """All of ann's connections are closed with 4401, and bob's is not."""
+    cookies = {name: post(server, "/login", name=name) for name in ("ann", "bob")}
+    with (
+        enter(server, cookies["ann"]) as ann,
+        enter(server, cookies["ann"]) as also_ann,
+        enter(server, cookies["bob"]) as bob,
+    ):
+        for ws, name in ((ann, "ann"), (also_ann, "ann"), (bob, "bob")):
+            ws.send("hello")
+            # What comes back to its own sender says that the sender is in.
+            while ws.recv(timeout=TIMEOUT) != f"{name}: hello":
+                pass
+        gone = post(server, "/logout", cookies["ann"])
+        for ws in (ann, also_ann):
+            with pytest.raises(ConnectionClosed) as closed:
+                while True:
+                    ws.recv(timeout=TIMEOUT)
+            assert closed.value.rcvd is not None
+            assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (4401, "logged out")
+        bob.send("still here")
+        while bob.recv(timeout=TIMEOUT) != "bob: still here":
+            pass
+    with pytest.raises(InvalidStatus), enter(server, gone):
+        pass
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """The system's Chromium."""
+    if find_chromium() is None:
+        pytest.skip("there is no Chromium on this system (chromium, google-chrome)")
+    with Browser(tmp_path_factory.mktemp("browser")) as browser:
+        yield browser
+
+
+@pytest.mark.browser
+def test_in_a_browser(browser, server):
+    """The page's cookie opens its WebSocket; a logout elsewhere closes it."""
+    page = browser.open(server.url("/"))
+    log = "document.querySelector('#log').textContent"
+    page.wait_for(f"{log}.includes('not in')", TIMEOUT)
+    page.run("document.querySelector('input[name=name]').value = 'ann'")
+    page.run("document.querySelector('form[action=\"/login\"]').submit()")
+    page.wait_for(f"typeof ws === 'object' && ws.readyState === 1 && !{log}.length", TIMEOUT)
+    page.run("say[0].value = 'hello'; say.requestSubmit()")
+    page.wait_for(f"{log}.includes('ann: hello')", TIMEOUT)
+    page.run("fetch('/logout', { method: 'POST' })")
+    page.wait_for(f"{log}.includes('logged out')", TIMEOUT)
