@@ -18,16 +18,16 @@ except ImportError as error:
     sys.exit(2)
 from .http_report import VERSIONS, http_summary, http_table
 from .http_servers import SERVERS, missing, serve_http
-from .report import SERVER, machine, summary, table, versions
+from .report import COMPARED, SERVER, machine, summary, table, versions
 from .servers import IMPLEMENTATIONS, serve
 
 
 def compare(options: argparse.Namespace, core: int | None) -> dict[str, Any]:
     modes = [mode for mode in options.modes if mode in MODES]
-    runs: dict[str, Any] = {mode: {"raw": [], "ours": []} for mode in modes}
+    runs: dict[str, Any] = {mode: {name: [] for name in COMPARED} for mode in modes}
     for run in range(1, options.runs + 1):
         for mode in runs:
-            for name in ("raw", "ours"):
+            for name in COMPARED:
                 step = f"run {run} of {options.runs}, {mode}, {name}"
                 with serve(f"benchmarks.servers:{name}", options.ws, core) as port:
                     try:

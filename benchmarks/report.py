@@ -12,6 +12,8 @@ from typing import Any
 from .client import Measurement
 
 SERVER = ("flask-websockets", "flask", "uvicorn", "websockets", "wsproto", "uvloop", "httptools")
+#: What is compared, by the names in ``servers.py``: raw ASGI, plain views, async views.
+COMPARED = ("raw", "ours", "ours_async")
 #: Share of its core above which the client holds the server back.
 CLIENT_LIMIT = 0.9
 
@@ -32,10 +34,17 @@ def summary(runs: dict[str, list[Measurement]]) -> dict[str, Any]:
     rates = {name: [each.rate for each in runs[name]] for name in runs}
     medians = {name: median(rates[name]) for name in runs}
     client_cpu = {name: median(each.client_cpu for each in runs[name]) for name in runs}
-    pairs = zip(rates["ours"], rates["raw"], strict=True)
+    ratios = {
+        name: [
+            ours / raw if raw else 0.0 for ours, raw in zip(rates[name], rates["raw"], strict=True)
+        ]
+        for name in COMPARED[1:]
+    }
     return {
-        "ratio": medians["ours"] / medians["raw"] if medians["raw"] else 0.0,
-        "ratios": [ours / raw if raw else 0.0 for ours, raw in pairs],
+        "ratio": {
+            name: medians[name] / medians["raw"] if medians["raw"] else 0.0 for name in ratios
+        },
+        "ratios": ratios,
         "medians": medians,
         "client_cpu": client_cpu,
         "rates": rates,
@@ -43,12 +52,17 @@ def summary(runs: dict[str, list[Measurement]]) -> dict[str, Any]:
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
-    lines = ["mode           ours/raw  of the runs       raw/s    ours/s  client CPU (raw, ours)"]
+    lines = [
+        "mode           ours/raw  of the runs   async/raw  of the runs"
+        "       raw/s    ours/s   async/s  client CPU"
+    ]
     for mode, result in results.items():
-        medians, cpu, ratios = result["medians"], result["client_cpu"], result["ratios"]
-        line = f"{mode:14} {result['ratio']:8.2f}  {min(ratios):.2f} to {max(ratios):.2f}"
-        line += f"  {medians['raw']:9,.0f} {medians['ours']:9,.0f}"
-        line += f"  {cpu['raw']:4.0%} {cpu['ours']:4.0%}"
+        line = f"{mode:14}"
+        for name, ratios in result["ratios"].items():
+            line += f" {result['ratio'][name]:8.2f}  {min(ratios):.2f} to {max(ratios):.2f} "
+        cpu = result["client_cpu"]
+        line += "".join(f" {result['medians'][name]:9,.0f}" for name in COMPARED)
+        line += "  " + " ".join(f"{cpu[name]:4.0%}" for name in COMPARED)
         if max(cpu.values()) > CLIENT_LIMIT:
             line += "  the client is near its limit"
         lines.append(line)

@@ -1,4 +1,4 @@
-"""The two WebSocket servers that are compared, and how a server is started."""
+"""The WebSocket servers that are compared, and how a server is started."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from flask import Flask
 
-from flask_websockets import WebSocket, WebSockets
+from flask_websockets import AsyncWebSocket, WebSocket, WebSockets
 
 #: What the extra ``fast`` gives (named, so that a missing part is an error), and what the five
 #: dependencies give.
@@ -44,6 +44,27 @@ def fan_out(ws: WebSocket) -> None:
 
 
 ours = websockets.asgi_app()
+
+async_app = Flask("async")
+async_websockets = WebSockets(async_app)
+
+
+@async_websockets.route("/echo")
+async def async_echo(ws: AsyncWebSocket) -> None:
+    await ws.send("ready")
+    async for data in ws.iter_data():
+        await ws.send(data)
+
+
+@async_websockets.route("/fan-out")
+async def async_fan_out(ws: AsyncWebSocket) -> None:
+    async with async_websockets.subscribe(ws, "everyone"):
+        await ws.send("ready")
+        async for data in ws.iter_data():
+            await async_websockets.apublish(data, "everyone")
+
+
+ours_async = async_websockets.asgi_app()
 
 subscribers: list[Any] = []
 

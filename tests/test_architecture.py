@@ -70,7 +70,10 @@ THE_LAW = {
     "bridge.link": Law(
         BOTH,
         {"bridge.door", "config", "errors", "protocol"},
-        {"anyio", "anyio.lowlevel", "contextvars", "queue", "threading"},
+        {
+            *("anyio", "anyio.lowlevel", "anyio.streams.memory", "contextvars", "queue"),
+            "threading",
+        },
         long_because="One lock and one order of messages: the thread's half and the loop's half "
         "are read side by side, and neither can be understood alone.",
     ),

@@ -22,7 +22,7 @@ from .environ import WEBSOCKET, WSGIEnviron, origin_allowed
 from .errors import ConnectionClosed
 from .protocol import Pairs, State
 
-logger = logging.getLogger("flask_websockets")
+logger: logging.Logger = logging.getLogger("flask_websockets")
 
 #: A refusal is held in memory, here and by servers; an error page or a JSON body is far smaller.
 MAX_REFUSAL_BYTES = 1024 * 1024
@@ -130,8 +130,8 @@ def check_origin(origins: Sequence[str] | None) -> None:
 class UpgradeRequired(HTTPException):
     """426: the resource is a WebSocket (RFC 9110, section 15.5.22)."""
 
-    code = 426
-    description = (
+    code: int | None = 426
+    description: str | None = (
         "This is a WebSocket endpoint; open it with new WebSocket(...), or another client of "
         "that protocol."
     )

@@ -40,13 +40,13 @@ class Runtime:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.counters = Counters()
-        self.door = Door(config.max_pending_publishes)  # any thread
-        self.hub = Hub(self.counters)
+        self.counters: Counters = Counters()
+        self.door: Door = Door(config.max_pending_publishes)  # any thread
+        self.hub: Hub = Hub(self.counters)
         self.connections: set[Connection] = set()
         self.http_pools: list[HttpPool] = []  # one for each application
         # As many async views may have their teardown at the same time as may have handshakes.
-        self.finishing = anyio.Semaphore(config.max_handshakes)
+        self.finishing: anyio.Semaphore = anyio.Semaphore(config.max_handshakes)
         self._admitted = 0
         self._orphans = 0  # views whose connection is over
         self._emptied = anyio.Event()

@@ -15,7 +15,7 @@ from typing import Literal
 from .bridge import ASGIMessage, Link, Ticket
 from .counters import Counters
 
-logger = logging.getLogger("flask_websockets")
+logger: logging.Logger = logging.getLogger("flask_websockets")
 
 #: What a full outbox does to a published message, for the subscriptions that drop.
 Dropping = Literal["drop_oldest", "drop_newest", "latest"]
@@ -60,7 +60,7 @@ class Backlog:
         self._on_slow = on_slow
         self._counters = counters
         #: Messages that were dropped.
-        self.dropped = 0  # loop only; threads read it
+        self.dropped: int = 0  # loop only; threads read it
         # Oldest first. Under "latest" a channel has one ticket, its key; else tickets are theirs.
         self._waiting: dict[Ticket | str, Ticket] = {}
 

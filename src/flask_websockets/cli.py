@@ -7,7 +7,7 @@ from flask import current_app
 from flask.cli import AppGroup
 
 #: The commands that every application with WebSockets has.
-commands = AppGroup("websockets", help="Look at the app's WebSocket routes.")
+commands: AppGroup = AppGroup("websockets", help="Look at the app's WebSocket routes.")
 
 #: What stands where there is nothing to say.
 NOTHING = "-"

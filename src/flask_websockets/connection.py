@@ -25,11 +25,15 @@ from .protocol import message_bytes, unavailable
 from .running_view import RunningView
 from .servers import uvicorn
 
-logger = logging.getLogger("flask_websockets")
+logger: logging.Logger = logging.getLogger("flask_websockets")
 
 Receive = Callable[[], Awaitable[ASGIMessage]]
 Send = Callable[[ASGIMessage], Awaitable[None]]
 WSGIApp = Callable[..., Iterable[bytes]]
+
+
+#: After these nothing is said on a connection.
+GOODBYES = frozenset({"websocket.close", "websocket.http.response.body"})
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ class Connection:
         self._protocol = uvicorn.protocol_of(send)
         self._reading = anyio.CancelScope()
         #: The view behind it.
-        self.view = RunningView(link, counters, scope["path"])
+        self.view: RunningView = RunningView(link, counters, scope["path"])
 
     @property
     def protocol(self) -> Any | None:
@@ -188,12 +192,14 @@ class Connection:
                 except Exception:  # each server has its own for a peer that is gone
                     logger.debug("The server could not send", exc_info=True)
                     link.fail()
+                    if kind in GOODBYES:
+                        link.over.set()  # the peer's own was first; the reader does not listen
                     return
                 deadline.deadline = math.inf
                 link.written(size)
                 if kind == "websocket.accept":
                     self._accepted()
-                elif kind in ("websocket.close", "websocket.http.response.body"):
+                elif kind in GOODBYES:
                     link.over.set()
                     return
         if deadline.cancelled_caught:

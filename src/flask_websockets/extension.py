@@ -30,7 +30,7 @@ from .protocol import message_bytes, validate_token
 from .servers.werkzeug import DevelopmentLoop, DevelopmentServer
 from .subscription import Subscription
 from .views import Route, View, seal_session, spare_async_views, view_function
-from .websocket import AsyncWebSocket, WebSocket, encode_msgpack
+from .websocket import AsyncWebSocket, BaseWebSocket, WebSocket, encode_msgpack
 
 if TYPE_CHECKING:
     from .testing import WebSocketClient
@@ -465,13 +465,8 @@ class WebSockets:
                 f"A message is str or bytes; got {type(data).__name__}. "
                 "publish_json takes anything that JSON can carry."
             )
-        excluded: Collection[Link]
-        if isinstance(exclude, (WebSocket, AsyncWebSocket)):
-            excluded = (exclude.link,)
-        else:
-            excluded = [ws.link for ws in exclude]
         message = {"type": "websocket.send", key: data}
-        return Publication(message, message_bytes(data), _names(channels), excluded)
+        return Publication(message, message_bytes(data), _names(channels), _links(exclude))
 
     def _dumps(self, data: Any) -> str:
         # Publisher threads have no application context; the provider is the application's.
@@ -486,6 +481,16 @@ def _names(channels: Channels) -> tuple[str, ...]:
         if not isinstance(name, str):
             raise TypeError(f"A channel's name is a str; got {type(name).__name__}.")
     return names
+
+
+def _links(exclude: Exclude) -> Collection[Link]:
+    excluded = (exclude,) if isinstance(exclude, BaseWebSocket) else tuple(exclude)
+    for ws in excluded:
+        if not isinstance(ws, BaseWebSocket):
+            raise TypeError(
+                f"exclude is a WebSocket or AsyncWebSocket, or several; got {type(ws).__name__}."
+            )
+    return [ws.link for ws in excluded]
 
 
 def _after_fork() -> None:

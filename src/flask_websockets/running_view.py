@@ -15,7 +15,7 @@ import anyio
 from .bridge import AsyncView, Finish, Link, ViewTask, start_view_thread
 from .counters import Counters
 
-logger = logging.getLogger("flask_websockets")
+logger: logging.Logger = logging.getLogger("flask_websockets")
 
 
 class RunningView:

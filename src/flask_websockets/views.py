@@ -31,7 +31,7 @@ from .errors import ConnectionClosed
 from .protocol import MAX_REASON_BYTES, Pairs, State
 from .websocket import AsyncWebSocket, WebSocket
 
-logger = logging.getLogger("flask_websockets")
+logger: logging.Logger = logging.getLogger("flask_websockets")
 
 View = Callable[..., Any]
 

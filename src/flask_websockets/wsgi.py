@@ -96,6 +96,8 @@ class Call(WsgiToAsgiInstance):
 
     #: The loop reads it once the first chunk has come.
     response_start: ASGIMessage
+    #: Bytes of the body as the application announced them; None if it did not.
+    response_content_length: int | None
 
     def __init__(self, wsgi_app: WSGIApp, pipe: Pipe, method: str) -> None:
         super().__init__(wsgi_app)  # type: ignore[no-untyped-call]

@@ -19,7 +19,7 @@ from ..errors import NotRunning
 
 T = TypeVar("T")
 
-logger = logging.getLogger("flask_websockets")
+logger: logging.Logger = logging.getLogger("flask_websockets")
 
 #: Commands answered in one turn of the loop. Enough that the ring's cost does not count, few
 #: enough that the sockets get their turn: a publisher in a tight loop must not starve readers.
@@ -61,7 +61,7 @@ class Door:
         else:
             self._ring = partial(token.run_sync_soon, self._answer)  # type: ignore[attr-defined]
             self._at_turn_end = None
-        self.thread = threading.get_ident()  # set once: the loop's own thread
+        self.thread: int = threading.get_ident()  # set once: the loop's own thread
         self._commands: deque[tuple[Callable[[Any], object], Any]] = deque()  # threads append
         self._rung = False  # set by threads, cleared by the loop
         self._shut = False  # loop only; threads read it

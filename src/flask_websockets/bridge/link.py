@@ -29,6 +29,7 @@ from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
 import anyio
 import anyio.lowlevel
+from anyio.streams.memory import MemoryObjectReceiveStream
 
 from ..config import Config
 from ..errors import ConcurrencyError, ConnectionClosed, NotRunning, UsageError, WrongThread
@@ -37,7 +38,7 @@ from .door import Door
 
 T = TypeVar("T")
 
-logger = logging.getLogger("flask_websockets")
+logger: logging.Logger = logging.getLogger("flask_websockets")
 
 ASGIMessage: TypeAlias = dict[str, Any]
 
@@ -63,7 +64,7 @@ class Ticket:
 
     def __init__(self, message: ASGIMessage, size: int, taken: Callable[[Ticket], object]) -> None:
         self.message: ASGIMessage | None = message  # None when it was dropped
-        self.size = size
+        self.size: int = size
         self._taken = taken
 
     def redeem(self) -> ASGIMessage | None:
@@ -101,12 +102,15 @@ _END: Final = object()
 class Link:
     """What one view and one connection share. Made on the loop, in the handshake."""
 
+    #: Where the writer takes what is to be sent.
+    outbox: MemoryObjectReceiveStream[Item]  # loop only
+
     def __init__(
         self, door: Door, config: Config, extensions: Mapping[str, Any] | None = None
     ) -> None:
         self._door = door  # set once
         #: The limits of this connection: the application's, or its route's.
-        self.config = config  # set by the view's thread, before the accept
+        self.config: Config = config  # set by the view's thread, before the accept
         self._extensions = extensions  # set once: what the server can do beyond ASGI's core
 
         self._lock = threading.Lock()
@@ -123,13 +127,12 @@ class Link:
         self._taken = self._taken_bytes = 0  # guarded by _receiving; the loop reads them
         self._handover: SimpleQueue[list[Any]] = SimpleQueue()  # the loop puts, the thread gets
 
-        # Bounded by deliver, which sees what the thread was handed as well.
-        self._inbound, self._inbox = anyio.create_memory_object_stream[str | bytes](
-            math.inf
-        )  # loop only
+        # Loop only. Bounded by deliver, which sees what the thread was handed as well.
+        self._inbound, self._inbox = anyio.create_memory_object_stream[str | bytes](math.inf)
         self._inbox_ended = False  # loop only: the end has been handed over
         self._waiting = False  # loop only: the thread asked and got nothing yet
         self._on_loop = False  # loop only: the view is async
+        self._arrived: anyio.Event | None = None  # loop only: what an async view waits for
         self._received = self._received_bytes = 0  # loop only: all that _taken will come to
         self._room: anyio.Event | None = None  # loop only; threads see whether the reader waits
 
@@ -138,8 +141,8 @@ class Link:
         self._outbound, self.outbox = anyio.create_memory_object_stream[Item](math.inf)  # loop only
         self._moved = self._moved_bytes = 0  # loop only: of _posted, those that reached the loop
         self._outbox_messages = self._outbox_bytes = 0  # loop only: in the stream or being sent
-        self._dropped = 0  # loop only: tickets in the stream whose message was dropped
-        self._sent_in_turn = 0  # loop only: by an async view
+        # Loop only: tickets in the stream without a message; sends of an async view.
+        self._dropped = self._sent_in_turn = 0
         # Whom to wake, and the size that must fit. Threads append, the loop pops.
         self._blocked: deque[tuple[Callable[[], object], int]] = deque()
         self._deaf = False  # loop only: nothing is taken for the peer any more
@@ -149,12 +152,13 @@ class Link:
         #: Loop only. Hands a message to the server without a task; returns what is left to the
         #: writer. None where that is not known to be safe, and before the accept.
         self.inline: Callable[[ASGIMessage], Outbound | None] | None = None
-        self.settled = anyio.Event()  # loop only: the handshake has its answer
-        self.ending = anyio.Event()  # loop only: nothing but goodbye is left to say
+        self.settled: anyio.Event = anyio.Event()  # loop only: the handshake has its answer
+        self.ending: anyio.Event = anyio.Event()  # loop only: nothing but goodbye is left to say
         #: Seconds that the goodbye may take.
-        self.patience = config.send_timeout  # loop only, once accepted
-        self.timed_out = False  # loop only: a view's send came to its deadline
-        self.over = anyio.Event()  # loop only: the last word is said, or nobody is there
+        self.patience: float = config.send_timeout  # loop only, once accepted
+        self.timed_out: bool = False  # loop only: a view's send came to its deadline
+        #: The last word is said, or nobody is there.
+        self.over: anyio.Event = anyio.Event()  # loop only
 
     # -- any thread ---------------------------------------------------------------------------
 
@@ -454,9 +458,11 @@ class Link:
 
     def _ask(self, _: None) -> None:
         """Loop. The thread has used up its batch and waits."""
+        if self._inbox_ended:
+            return  # the end is on its way to it
         if self._received != self._taken:  # all that was handed over has been taken
             self.hand_over_all()
-        elif not self._inbox_ended:
+        else:
             self._waiting = True
 
     def _make_room(self, _: None) -> None:
@@ -504,23 +510,27 @@ class Link:
                 "receive: let one task receive and pass on what it gets."
             )
         try:
-            if not self._inbox_ended and not self._hung_up:
+            while not self._inbox_ended and not self._hung_up:
                 try:
                     return self._took(self._inbox.receive_nowait())
                 except anyio.WouldBlock:
                     self._sent_in_turn = 0
+                # Waiting here, not in the stream, is cheaper; and a wait that is cancelled
+                # leaves the message where it is.
+                self._arrived = anyio.Event()
+                if timeout is None:
+                    await self._arrived.wait()
+                    continue
                 with anyio.move_on_after(timeout):
-                    try:
-                        return self._took(await self._inbox.receive())
-                    except (anyio.EndOfStream, anyio.ClosedResourceError):
-                        pass  # what was left in it has been handed over
-                if not self._inbox_ended:
+                    await self._arrived.wait()
+                if not self._arrived.is_set():
                     return None
             if self._hung_up or self._at_end():
                 await anyio.lowlevel.checkpoint()
                 raise ConnectionClosed(self._code, self._reason)
             return self._took(self._batch.pop())
         finally:
+            self._arrived = None
             self._make_room(None)
             self._receiving.release()
 
@@ -601,6 +611,8 @@ class Link:
             ):
                 return False
             self._inbound.send_nowait(data)
+            if self._arrived is not None:
+                self._arrived.set()
         self._received += 1
         self._received_bytes += size
         return True
@@ -776,8 +788,9 @@ class Link:
             self.hand_over_all(end=True)
             self._inbound.close()
             self._inbox.close()
-            if self._room is not None:
-                self._room.set()
+            for waited_for in (self._room, self._arrived):
+                if waited_for is not None:
+                    waited_for.set()
 
     def _drop_outbox(self) -> None:
         for left, size in self._drain_outbox():

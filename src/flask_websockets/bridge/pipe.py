@@ -14,7 +14,7 @@ from .door import Door
 
 T = TypeVar("T")
 
-logger = logging.getLogger("flask_websockets")
+logger: logging.Logger = logging.getLogger("flask_websockets")
 
 
 class Pipe:
@@ -58,9 +58,9 @@ class Pipe:
         self._untaken = 0  # thread only: bytes
         self._untaken_chunks = 0  # thread only
         self._put_last = False  # thread only
-        self.broken = False  # thread only: it has met that nobody is at the other end
-        self.silent = False  # set by the thread: the client sent nothing for too long
-        self.closed = False  # set by the loop, which is at the other end no more
+        self.broken: bool = False  # thread only: it has met that nobody is at the other end
+        self.silent: bool = False  # set by the thread: the client sent nothing for too long
+        self.closed: bool = False  # set by the loop, which is at the other end no more
 
     # -- the thread ---------------------------------------------------------------------------
 

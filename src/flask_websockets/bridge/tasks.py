@@ -10,7 +10,7 @@ from typing import Any
 
 import anyio
 
-logger = logging.getLogger("flask_websockets")
+logger: logging.Logger = logging.getLogger("flask_websockets")
 
 
 class ViewTask:

@@ -118,7 +118,8 @@ class LoopThread:
     """Both sides. An asyncio loop on a daemon thread, for servers that have none of their own."""
 
     def __init__(self, name: str) -> None:
-        self.loop = asyncio.new_event_loop()  # set once, before the thread starts
+        # Set once, before the thread starts.
+        self.loop: asyncio.AbstractEventLoop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
