@@ -150,4 +150,6 @@ class RunningView:
     def _end(self) -> None:
         if not self.running:
             self._over.set()
-            self._on_over()
+            on_over, self._on_over = self._on_over, lambda: None
+            self._link.start_task = None
+            on_over()

@@ -47,7 +47,7 @@ class Handshake:
         self.on_call_end: Callable[[], None] | None = None
         self._orders: SimpleQueue[_Order | tuple[Any, BaseException | None]] = SimpleQueue()
         self._accepting: _Order | None = None  # loop only
-        self._accepted: _Order | None = None  # the thread's
+        self._accepted = False  # the thread's
         self._goes_on = False  # loop only: accepted, and the WSGI call has ended
 
     # -- the handshake's thread -------------------------------------------------------------------
@@ -71,22 +71,23 @@ class Handshake:
             except Exception as error:
                 self.link.report(self._answered, error)
             else:
-                self._accepted = order
+                self._accepted = True
                 return None
 
     def end_call(self) -> None:
         """Thread. The WSGI call has ended: an accepted view may go on."""
-        if self._accepted is not None:
+        on_call_end, self.on_call_end, self.before_save = self.on_call_end, None, None
+        if self._accepted:
             try:
-                if self.on_call_end is not None:
-                    self.on_call_end()
+                if on_call_end is not None:
+                    on_call_end()
             finally:
                 self.link.report(self._answered, None)
 
     @property
     def goes_on(self) -> bool:
         """Thread. Whether the connection outlives the WSGI call."""
-        return self._accepted is not None
+        return self._accepted
 
     # -- loop -------------------------------------------------------------------------------------
 
@@ -136,7 +137,8 @@ class Handshake:
         if not self._goes_on:
             self._orders.put((returned, error))
             return None
-        finish = self.finish
+        # They lead to the request and its environ, and so back here: not kept in a circle.
+        finish, self.finish = self.finish, None
         if finish is None:
             return None
         return partial(self.context.run, finish, returned, error)

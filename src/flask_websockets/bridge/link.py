@@ -450,9 +450,10 @@ class Link:
     def _move(self, item: tuple[ASGIMessage, int]) -> None:
         """Loop. A view's message has come through the door."""
         message, size = item
+        self.write(message, size)
+        # After it: a thread that looks in between counts the message twice, and not never.
         self._moved += 1
         self._moved_bytes += size
-        self.write(message, size)
         if self._blocked:
             self._unblock(None)
 
@@ -599,22 +600,22 @@ class Link:
         if self._inbox_ended:
             return True  # our side said goodbye: the peer's messages go nowhere
         size = message_bytes(data)
+        # What the thread was handed and has not taken yet is held as well.
+        held = self._received - self._taken
+        held_bytes = self._received_bytes - self._taken_bytes
+        if held and (
+            held >= self.config.inbox_messages or held_bytes + size > self.config.inbox_bytes
+        ):
+            return False
+        self._received += 1
+        self._received_bytes += size
         if self._waiting:
             self._waiting = False
             self._door.hand_over(self._handover, [data])
         else:
-            # What the thread was handed and has not taken yet is held as well.
-            held = self._received - self._taken
-            held_bytes = self._received_bytes - self._taken_bytes
-            if held and (
-                held >= self.config.inbox_messages or held_bytes + size > self.config.inbox_bytes
-            ):
-                return False
             self._inbound.send_nowait(data)
             if self._arrived is not None:
                 self._arrived.set()
-        self._received += 1
-        self._received_bytes += size
         return True
 
     async def deliver_when_room(self, data: str | bytes) -> None:
