@@ -18,8 +18,9 @@ autoclass_content = "class"
 
 # No intersphinx: the build must not depend on other sites. These are theirs, or internal.
 nitpick_ignore_regex = [
-    ("py:exc", "TypeError|ValueError|TimeoutError|ModuleNotFoundError|LookupError"),
+    ("py:exc", r"TypeError|ValueError|TimeoutError|ModuleNotFoundError|LookupError|asyncio\..*"),
     ("py:class", r"Flask|TestResponse|(flask|werkzeug|collections|typing|contextlib)\..*"),
+    ("py:class", "OnSlow"),
 ]
 
 html_theme = "flask"

@@ -60,7 +60,9 @@ THE_LAW = {
         },
     ),
     "bridge.door": Law(
-        BOTH, {"errors"}, {"anyio.lowlevel", "asyncio", "contextvars", "queue", "threading"}
+        BOTH,
+        {"errors"},
+        {"anyio", "anyio.lowlevel", "asyncio", "contextvars", "queue", "threading"},
     ),
     "bridge.handshake": Law(
         BOTH,
@@ -91,7 +93,7 @@ THE_LAW = {
         LOOP,
         {
             *("bridge", "channels", "config", "connection", "counters", "environ", "http"),
-            *("errors", "protocol", "servers.uvicorn"),
+            *("errors", "protocol", "running_view", "servers.uvicorn"),
         },
         {"anyio", "contextvars"},
     ),

@@ -18,6 +18,7 @@ from .environ import Scope, WSGIEnviron, build_environ
 from .errors import UsageError
 from .http import HttpAdapter
 from .protocol import PlainResponse, plain_response, refusal_messages, unavailable
+from .running_view import RunningView
 from .servers import uvicorn
 
 #: Under this key of ``scope["state"]`` a front in this process leaves an :class:`Upgrade`.
@@ -49,6 +50,7 @@ class Runtime:
         self.finishing: anyio.Semaphore = anyio.Semaphore(config.max_handshakes)
         self._admitted = 0
         self._orphans = 0  # views whose connection is over
+        self._views: set[RunningView] = set()
         self._emptied = anyio.Event()
         self._watch = uvicorn.Watch(config.close_timeout, self._count_abort)
 
@@ -69,6 +71,7 @@ class Runtime:
         if connection.protocol is not None:
             self._watch.add(connection.protocol)
         self.connections.add(connection)
+        self._views.add(connection.view)
         try:
             await connection.run(handshake_done)
         finally:
@@ -80,6 +83,7 @@ class Runtime:
 
     def view_over(self, connection: Connection) -> None:
         """A connection's view is over."""
+        self._views.discard(connection.view)
         self._orphans -= connection not in self.connections
 
     def stats(self) -> Stats:
@@ -110,6 +114,11 @@ class Runtime:
         while self.connections:  # each bounds the wait for its own view (I9)
             self._emptied = anyio.Event()
             await self._emptied.wait()
+        # A server may have cancelled its connections, and nobody has waited for their views.
+        async with anyio.create_task_group() as waiting:
+            for view in self._views:
+                if not view.reported:
+                    waiting.start_soon(view.wait)
         self._watch.close()
         self.door.close()
 

@@ -15,6 +15,10 @@ import anyio
 from .bridge import AsyncView, Finish, Link, ViewTask, start_view_thread
 from .counters import Counters
 
+#: How often an async view is cancelled before it is reported: once for what it waits for, once
+#: more for what its ``finally`` waits for.
+CANCELLATIONS = 2
+
 logger: logging.Logger = logging.getLogger("flask_websockets")
 
 
@@ -31,10 +35,13 @@ class RunningView:
         self._over = anyio.Event()
         self._on_over: Callable[[], None] = lambda: None
         self._finishing: anyio.Semaphore | None = None
+        self._holds_place = False  # of those that _finishing has
         self._threads = 0  # one at most
-        self._thread_ended = anyio.Event()
         self._task: ViewTask | None = None  # of an async view
         self._returned = False  # an async view: what blocks is left, and is not cancelled
+        self._abandoned = False
+        #: It did not end in its time.
+        self.reported: bool = False
         #: What came out of the application, if anything did.
         self.error: BaseException | None = None
 
@@ -63,11 +70,17 @@ class RunningView:
     async def wait(self) -> None:
         """Give the view its time to finish; cancel or report it if it does not (I5, I9)."""
         timeout = self._link.config.close_timeout
-        if await self._ends_within(timeout):
+        # One that was abandoned is cancelled without us, and has its time after that as well.
+        if await self._ends_within(timeout * (1 + self._abandoned)):
             return
-        for insist in (False, True):
-            if self.cancel(insist=insist) and await self._ends_within(timeout):
-                return
+        for _attempt in range(CANCELLATIONS - self._abandoned):
+            if self._task is not None and not self._returned:
+                self._task.cancel()
+                if await self._ends_within(timeout):
+                    return
+        if self._task is not None:
+            self._task.leave()
+        self.reported = True
         self._counters.stuck_views += 1
         logger.warning(
             "The view of %s still runs %g s after its connection ended "
@@ -80,20 +93,8 @@ class RunningView:
     def abandon(self) -> None:
         """Nobody waits any more: an async view still has its time, and then ends."""
         if self._task is not None and not self._returned:
+            self._abandoned = True
             self._task.expire(self._link.config.close_timeout)
-
-    def cancel(self, *, insist: bool = False) -> bool:
-        """Cancel an async view; False if there is none, or if it has returned.
-
-        :param insist: not once, but at each of its waits.
-        """
-        if self._task is None or self._returned:
-            return False
-        if insist:
-            self._task.insist()
-        else:
-            self._task.cancel()
-        return True
 
     async def _ends_within(self, timeout: float) -> bool:
         if self.running:
@@ -119,7 +120,6 @@ class RunningView:
         self._threads -= 1
         self._counters.view_threads -= 1
         self.error = self.error or error
-        self._thread_ended.set()
         self._end()
 
     def _start_task(self, view: AsyncView) -> None:
@@ -135,11 +135,11 @@ class RunningView:
             finish = await view()
             self._returned = True
             if finish is not None and self._finishing is not None:
-                with anyio.CancelScope(shield=True):
-                    async with self._finishing:
-                        self._thread_ended = anyio.Event()
-                        self._start_thread(finish)
-                        await self._thread_ended.wait()
+                # Whoever waits in vain goes on all the same: a teardown is never left out.
+                with anyio.move_on_after(self._link.config.close_timeout, shield=True):
+                    await self._finishing.acquire()
+                    self._holds_place = True
+                self._start_thread(finish)
         except RuntimeError:
             logger.exception("No thread is left for the teardown of %s", self._path)
         finally:
@@ -149,6 +149,8 @@ class RunningView:
 
     def _end(self) -> None:
         if not self.running:
+            if self._holds_place and self._finishing is not None:
+                self._finishing.release()
             self._over.set()
             on_over, self._on_over = self._on_over, lambda: None
             self._link.start_task = None

@@ -17,11 +17,6 @@ class Subscription:
     """A connection's subscription to channels, for the length of a ``with`` block.
 
     ``async with`` in an async view. What :meth:`WebSockets.subscribe` returns.
-
-    :param ws: the connection.
-    :param channels: names of channels.
-    :param on_slow: what happens when the connection's outbox is full.
-    :param runtime_of: finds the runtime that the connection belongs to.
     """
 
     #: The channels' names.

@@ -34,7 +34,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream
 from ..config import Config
 from ..errors import ConcurrencyError, ConnectionClosed, NotRunning, UsageError, WrongThread
 from ..protocol import Action, Pairs, State, message_bytes, refusal_messages, transition
-from .door import Door
+from .door import Door, Event
 
 T = TypeVar("T")
 
@@ -132,7 +132,7 @@ class Link:
         self._inbox_ended = False  # loop only: the end has been handed over
         self._waiting = False  # loop only: the thread asked and got nothing yet
         self._on_loop = False  # loop only: the view is async
-        self._arrived: anyio.Event | None = None  # loop only: what an async view waits for
+        self._arrived: Event | None = None  # loop only: what an async view waits for
         self._received = self._received_bytes = 0  # loop only: all that _taken will come to
         self._room: anyio.Event | None = None  # loop only; threads see whether the reader waits
 
@@ -145,8 +145,9 @@ class Link:
         self._dropped = self._sent_in_turn = 0
         # Whom to wake, and the size that must fit. Threads append, the loop pops.
         self._blocked: deque[tuple[Callable[[], object], int]] = deque()
-        self._deaf = False  # loop only: nothing is taken for the peer any more
 
+        #: Nothing is taken for the peer any more.
+        self.deaf: bool = False  # loop only
         #: Loop only. Starts an async view; set by the connection, while it has no view yet.
         self.start_task: Callable[[AsyncView], None] | None = None
         #: Loop only. Hands a message to the server without a task; returns what is left to the
@@ -438,12 +439,12 @@ class Link:
 
     def _turn_away(self, messages: list[ASGIMessage]) -> None:
         """Loop. The last words of our side: a refusal, or a close."""
-        if self._deaf:
+        if self.deaf:
             return
         self._end_inbox()
         self.inline = None  # the writer stops the reader before it says goodbye
         self._settle(messages)
-        self._deaf = True
+        self.deaf = True
         self._unblock(None)  # the state is no longer open: they all go on, and raise
         self.ending.set()
 
@@ -518,7 +519,7 @@ class Link:
                     self._sent_in_turn = 0
                 # Waiting here, not in the stream, is cheaper; and a wait that is cancelled
                 # leaves the message where it is.
-                self._arrived = anyio.Event()
+                self._arrived = self._door.event()
                 if timeout is None:
                     await self._arrived.wait()
                     continue
@@ -561,9 +562,10 @@ class Link:
             await anyio.lowlevel.checkpoint()
         if self._door.pending:
             self._door.drain()  # what threads published before comes first
-        if self._state is State.OPEN and not self._fits(size):
+        if not self._fits(size):
             await self._wait_for_room(size)
-        transition(self._state, Action.SEND, self._code, self._reason)
+        if self._state is not State.OPEN:
+            transition(self._state, Action.SEND, self._code, self._reason)
         self.write(message, size)
 
     async def _wait_for_room(self, size: int) -> None:
@@ -650,9 +652,11 @@ class Link:
 
     def offer(self, message: ASGIMessage, size: int) -> bool:
         """Loop. Take one published message for the peer; False if the outbox is full (I6)."""
-        if not self._fits(size):
+        left = self._take_short_way(message)
+        if left is message and not self._fits(size):
             return False
-        self.write(message, size)
+        if left is not None:
+            self._enqueue(left, size)
         return True
 
     def has_room(self, size: int, freed: int = 0, freed_bytes: int = 0) -> bool:
@@ -696,14 +700,9 @@ class Link:
             self._dropped -= 1
         return ticket.redeem()
 
-    @property
-    def deaf(self) -> bool:
-        """Loop. Whether nothing is taken for the peer any more."""
-        return self._deaf
-
     def write(self, message: ASGIMessage, size: int) -> None:
         """Loop. Give a message to the server, or to the writer behind those that wait."""
-        if self._deaf:
+        if self.deaf:
             return
         left = self._take_short_way(message)
         if left is not None:
@@ -751,7 +750,7 @@ class Link:
 
     def fail(self, patience: float = DISCONNECT_GRACE) -> None:
         """Loop. The peer cannot be reached; the reader may still learn why."""
-        self._deaf = True
+        self.deaf = True
         self.patience = min(self.patience, patience)
         self.ending.set()
 
@@ -762,7 +761,7 @@ class Link:
                 self._state = transition(self._state, Action.LOSE)
                 self._code, self._reason = code, reason
                 self._over_for_threads()
-        self._deaf = True
+        self.deaf = True
         self._end_inbox()
         self._drop_outbox()
         self._outbound.close()
@@ -789,9 +788,10 @@ class Link:
             self.hand_over_all(end=True)
             self._inbound.close()
             self._inbox.close()
-            for waited_for in (self._room, self._arrived):
-                if waited_for is not None:
-                    waited_for.set()
+            if self._room is not None:
+                self._room.set()
+            if self._arrived is not None:
+                self._arrived.set()
 
     def _drop_outbox(self) -> None:
         for left, size in self._drain_outbox():

@@ -23,41 +23,50 @@ class ViewTask:
     def __init__(
         self, run: Callable[[], Coroutine[Any, Any, None]], context: contextvars.Context
     ) -> None:
-        self._task: asyncio.Task[None] | None = None
-        self._scope: anyio.CancelScope | None = None  # while it runs
+        self._task: asyncio.Task[None] | None = None  # on asyncio
+        self._scope: anyio.CancelScope | None = None  # on trio
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
             import trio
 
-            trio.lowlevel.spawn_system_task(self._run, run, context=context)
+            trio.lowlevel.spawn_system_task(self._run_cancellable, run, context=context)
         else:
             self._task = loop.create_task(self._run(run), context=context)
 
     def cancel(self) -> None:
         """Cancel it, in the way that its loop's users know.
 
-        asyncio cancels once, and a ``finally`` may await; under trio every later wait in the
-        view ends at once, but for those that are shielded.
+        asyncio cancels once for each call, and what the view awaits then, in a ``finally``, is
+        not cancelled. Under trio all that it awaits ends at once, but for what is shielded.
         """
-        if self._task is not None and self._scope is not None:
+        if self._task is not None:
             self._task.cancel()
-        else:
-            self.insist()
-
-    def expire(self, seconds: float) -> None:
-        """Loop. Let it go on for so long at most; then have every wait in it end at once."""
-        if self._scope is not None:
-            self._scope.deadline = anyio.current_time() + seconds
-
-    def insist(self) -> None:
-        """Have every wait in it end at once, whatever it catches."""
-        if self._scope is not None:
+        elif self._scope is not None:
             self._scope.cancel()
 
-    async def _run(self, run: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    def expire(self, seconds: float) -> None:
+        """Cancel it when so many seconds have passed."""
+        if self._task is not None:
+            self._task.get_loop().call_later(seconds, self._task.cancel)
+        elif self._scope is not None:
+            self._scope.deadline = anyio.current_time() + seconds
+
+    def leave(self) -> None:
+        """Have nobody wait for it: it was cancelled, and goes on.
+
+        ``asyncio.run`` waits for every task that is registered, without end. Under trio there is
+        no such way out.
+        """
+        if self._task is not None:
+            asyncio._unregister_task(self._task)
+
+    async def _run_cancellable(self, run: Callable[[], Coroutine[Any, Any, None]]) -> None:
         with anyio.CancelScope() as self._scope:
-            try:
-                await run()
-            except Exception:
-                logger.exception("An async view's task failed; this is a bug, please report it")
+            await self._run(run)
+
+    async def _run(self, run: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        try:
+            await run()
+        except Exception:
+            logger.exception("An async view's task failed; this is a bug, please report it")
