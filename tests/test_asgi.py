@@ -514,3 +514,31 @@ def test_two_applications_share_the_channels_of_one_object(run, app):
             assert (await websockets.apublish("x", "a")).local == 2
 
     run(main)
+
+
+def test_i12_a_goodbye_that_crosses_the_peers(run, app):
+    """A close that the server does not send, since the peer's was first, ends the connection."""
+    app.config["WEBSOCKETS_SEND_TIMEOUT"] = 60
+    websockets = WebSockets(app)
+
+    @websockets.route("/ws")
+    def view(ws):
+        ws.accept()
+
+    async def main():
+        incoming = [{"type": "websocket.connect"}]
+
+        async def receive():
+            if not incoming:
+                await anyio.sleep_forever()
+            return incoming.pop()
+
+        async def send(message):
+            if message["type"] == "websocket.close":
+                raise OSError("the peer has closed")
+
+        scope = {"type": "websocket", "path": "/ws", "headers": [(b"host", b"localhost")]}
+        with anyio.fail_after(TIMEOUT):
+            await websockets.asgi_app()(scope, receive, send)
+
+    run(main)

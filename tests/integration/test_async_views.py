@@ -399,6 +399,7 @@ def check_end(server, key, view, sig):
         assert f"{key}: ConnectionClosed" in log
 
 
+@pytest.mark.slow  # all of them together
 @pytest.mark.parametrize("view", ["sleep", "receive", "swallow", "flood", "sync-sleep", "room"])
 def test_i9_the_server_ends(fresh_server, key, view):
     """A signal ends it within its own graceful time and ours, whatever a view does."""

@@ -46,7 +46,10 @@ def choose(ws: ClientConnection, *names: object) -> set[str]:
 
 def test_prices_move(server):
     """Everything comes first as it stands, then each price as it moves, to everybody the same."""
-    with connect(server.ws_url("/ws")) as one, connect(server.ws_url("/ws")) as two:
+    with (
+        connect(server.ws_url("/ws"), max_queue=None) as one,
+        connect(server.ws_url("/ws"), max_queue=None) as two,
+    ):
         known = receive(one)
         assert set(known) == NAMES
         assert set(receive(two)) == NAMES
@@ -63,7 +66,10 @@ def test_prices_move(server):
 
 def test_a_message_chooses(server):
     """After a choice the chosen ones come, and no others; another client's stay as they are."""
-    with connect(server.ws_url("/ws")) as one, connect(server.ws_url("/ws")) as two:
+    with (
+        connect(server.ws_url("/ws"), max_queue=None) as one,
+        connect(server.ws_url("/ws"), max_queue=None) as two,
+    ):
         receive(one)
         receive(two)
         choose(one, "ACME", "GLOBEX")
@@ -77,7 +83,7 @@ def test_a_message_chooses(server):
 
 def test_choose_none(server):
     """Whoever chose nothing gets nothing until the next choice."""
-    with connect(server.ws_url("/ws")) as ws:
+    with connect(server.ws_url("/ws"), max_queue=None) as ws:
         receive(ws)
         choose(ws)
         with pytest.raises(TimeoutError):
@@ -88,7 +94,7 @@ def test_choose_none(server):
 @pytest.mark.parametrize("bad", ["no JSON", "{}", "1", b"\xff"])
 def test_what_is_no_choice(server, bad):
     """Anything else closes with 1008, and is no error of the server's."""
-    with connect(server.ws_url("/ws")) as ws:
+    with connect(server.ws_url("/ws"), max_queue=None) as ws:
         receive(ws)
         ws.send(bad)
         with pytest.raises(ConnectionClosed) as caught:
@@ -96,14 +102,14 @@ def test_what_is_no_choice(server, bad):
                 ws.recv(timeout=TIMEOUT)
         assert caught.value.rcvd.code == 1008
         assert "list of names" in caught.value.rcvd.reason
-    with connect(server.ws_url("/ws")) as ws:
+    with connect(server.ws_url("/ws"), max_queue=None) as ws:
         assert set(receive(ws)) == NAMES
     assert "Traceback" not in server.log()
 
 
 def test_it_stops(server):
     """With its market open and somebody watching the server ends in time, and says nothing."""
-    with connect(server.ws_url("/ws")) as ws:
+    with connect(server.ws_url("/ws"), max_queue=None) as ws:
         receive(ws)
         code, seconds = server.stop()
     assert code in (0, -15)
