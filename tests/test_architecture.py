@@ -66,7 +66,7 @@ THE_LAW = {
     ),
     "bridge.handshake": Law(
         BOTH,
-        {"bridge.link", "protocol"},
+        {"bridge.link", "errors", "protocol"},
         {"anyio", "anyio.lowlevel", "contextvars", "queue"},
     ),
     "bridge.link": Law(

@@ -618,6 +618,32 @@ def test_i3_contexts_hold_wherever_a_view_goes(run, app):
     run(main)
 
 
+def test_i3_a_handshake_has_one_view(app, websockets, client):
+    """A middleware that calls the application twice gets an error, and no second view runs."""
+    inner, seen = app.wsgi_app, []
+
+    def twice(environ, start_response):
+        inner(environ, start_response)
+        return inner(environ, start_response)
+
+    app.wsgi_app = twice
+
+    @websockets.route("/ws")
+    async def view(ws):
+        seen.append(await ws.receive())
+
+    app.testing = True
+    with (
+        pytest.raises(InvalidState, match="runs only once"),
+        client.websocket_connect("/ws") as ws,
+    ):
+        ws.send("hello")
+        with pytest.raises(ConnectionClosed) as caught:
+            ws.receive()
+        assert caught.value.code == 1011
+    assert seen == []  # its connection was closed before it went on
+
+
 def test_the_session(run, app, caplog):
     """Changes before the accept are in its Set-Cookie; later ones are reported; reads go on."""
     websockets, asgi = make(app)

@@ -27,7 +27,6 @@ logger: logging.Logger = logging.getLogger("flask_websockets")
 #: A refusal is held in memory, here and by servers; an error page or a JSON body is far smaller.
 MAX_REFUSAL_BYTES = 1024 * 1024
 
-
 #: WSGI servers that raise where an application sends a header of the connection (PEP 3333).
 _NO_UPGRADE_HEADER = ("waitress", "WSGIServer")
 

@@ -139,9 +139,10 @@ class RunningView:
                 with anyio.move_on_after(self._link.config.close_timeout, shield=True):
                     await self._finishing.acquire()
                     self._holds_place = True
-                self._start_thread(finish)
-        except RuntimeError:
-            logger.exception("No thread is left for the teardown of %s", self._path)
+                try:
+                    self._start_thread(finish)
+                except RuntimeError:
+                    logger.exception("No thread is left for the teardown of %s", self._path)
         finally:
             self._task = None
             self._counters.view_tasks -= 1

@@ -11,6 +11,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 
+from ..errors import InvalidState
 from ..protocol import Action, State, transition
 from .link import Finish, Link
 
@@ -47,13 +48,19 @@ class Handshake:
         self.on_call_end: Callable[[], None] | None = None
         self._orders: SimpleQueue[_Order | tuple[Any, BaseException | None]] = SimpleQueue()
         self._accepting: _Order | None = None  # loop only
-        self._accepted = False  # the thread's
+        self._started = self._accepted = False  # the thread's
         self._goes_on = False  # loop only: accepted, and the WSGI call has ended
 
     # -- the handshake's thread -------------------------------------------------------------------
 
     def start(self, view: Callable[[], Coroutine[Any, Any, Any]]) -> None:
-        """Thread. Start an async view on the loop, in a copy of this thread's context."""
+        """Thread. Start an async view on the loop, in a copy of this thread's context.
+
+        :raises InvalidState: if a view was started already, for a middleware that calls twice.
+        """
+        if self._started:
+            raise InvalidState("This handshake's view was started already; it runs only once.")
+        self._started = True
         run = partial(self._perform, view)
         self.link.post(self.link.start_async, (run, contextvars.copy_context()))
 
@@ -127,6 +134,8 @@ class Handshake:
         returned, error = None, None
         try:
             returned = await view()
+        except GeneratorExit:
+            raise  # its loop is gone
         except anyio.get_cancelled_exc_class():
             pass  # its connection is over, or the server stops: no fault of the view's
         except BaseException as raised:  # SystemExit as well: the task ends here (I5)
