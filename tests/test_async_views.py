@@ -637,7 +637,6 @@ def test_i3_a_handshake_has_one_view(app, websockets, client):
         pytest.raises(InvalidState, match="runs only once"),
         client.websocket_connect("/ws") as ws,
     ):
-        ws.send("hello")
         with pytest.raises(ConnectionClosed) as caught:
             ws.receive()
         assert caught.value.code == 1011
