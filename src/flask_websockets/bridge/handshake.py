@@ -134,8 +134,6 @@ class Handshake:
         returned, error = None, None
         try:
             returned = await view()
-        except GeneratorExit:
-            raise  # its loop is gone
         except anyio.get_cancelled_exc_class():
             pass  # its connection is over, or the server stops: no fault of the view's
         except BaseException as raised:  # SystemExit as well: the task ends here (I5)
