@@ -426,7 +426,7 @@ def test_an_unknown_policy(run, stage, policy):
                 await puppet.enter("a", policy)
             assert all(name in str(caught.value) for name in POLICIES)
             assert repr(policy) in str(caught.value)
-            assert stage.websockets.stats().subscriptions == 0
+            await wait_until(lambda: stage.websockets.stats().subscriptions == 0)
 
     run(main)
 
@@ -739,7 +739,7 @@ def test_what_was_queued_before_an_unsubscribe_goes_out(run, stage, policy, how)
             assert await stage.publish(numbers(10), ["a", "b"]) == [0] * 10
             assert await puppet.read_all() == ["begun", "queued a", "queued b"]
             assert subscription.dropped == 0
-            assert stage.websockets.stats().subscriptions == 0
+            await wait_until(lambda: stage.websockets.stats().subscriptions == 0)
 
     run(main)
 
@@ -1098,15 +1098,15 @@ def test_the_limit_of_channels(run, stage):
             await puppet.enter(["a", "b"], "latest")
             with pytest.raises(UsageError, match="3"):
                 await puppet.enter(["b", "c", "d"], "drop_oldest")
-            assert stage.websockets.stats().subscriptions == 2
+            await wait_until(lambda: stage.websockets.stats().subscriptions == 2)
             assert await stage.publish(["no"], ["c", "d"]) == [0]
             await puppet.enter(["a", "b", "c"], "drop_oldest")  # exactly three
             with pytest.raises(UsageError):
                 await puppet.enter("d")
-            assert stage.websockets.stats().subscriptions == 3
+            await wait_until(lambda: stage.websockets.stats().subscriptions == 3)
             await other.enter(["d", "e", "f"])  # the limit is each connection's own
             await puppet.leave()
-            assert stage.websockets.stats().subscriptions == 5
+            await wait_until(lambda: stage.websockets.stats().subscriptions == 5)
             await puppet.enter("d")
             assert await stage.publish(["yes"], "d") == [2]
             assert await puppet.read() == ["yes"]
