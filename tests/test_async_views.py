@@ -1712,6 +1712,35 @@ def test_nothing_is_left(run, app):
 # -- many senders, one receiver ---------------------------------------------------------------
 
 
+@pytest.mark.parametrize("verb", ["accept", "receive", "send", "close", "wait_closed", "subscribe"])
+def test_on_another_threads_loop(run, app, verb):
+    """Each verb says where it belongs, and the connection is as it was."""
+    websockets, asgi = make(app)
+
+    @websockets.route("/ws")
+    async def view(ws):
+        async def use():
+            with pytest.raises(WrongThread, match=r"anyio\.from_thread\.run"):
+                if verb == "subscribe":
+                    async with websockets.subscribe(ws, "a"):
+                        pass
+                else:
+                    await getattr(ws, verb)(*["x"] * (verb == "send"))
+
+        if verb != "accept":
+            await ws.accept()
+        await anyio.to_thread.run_sync(asyncio.run, use())
+        await ws.send("still here")
+
+    async def main():
+        async with connection(asgi, "/ws") as peer:
+            assert await peer.get_status() == 101
+            assert data_of(await peer.get()) == "still here"
+            assert await closed(peer) == (1000, "")
+
+    run(main)
+
+
 def test_two_receivers_are_an_error(run, app):
     """The second gets ConcurrencyError; the first goes on, and so may others after it."""
     websockets, asgi = make(app)

@@ -282,8 +282,9 @@ class WebSocket(BaseWebSocket):
 class AsyncWebSocket(BaseWebSocket):
     """An async view's end of one connection: the verbs of :class:`WebSocket`, awaited.
 
-    For the tasks of the server's loop. Many tasks may send, one at a time may receive.
-    Cancelling a wait loses no message: a receive that is cancelled has taken none.
+    For the tasks of the server's loop; on another thread each verb raises :exc:`WrongThread`.
+    Many tasks may send, one at a time may receive. Cancelling a wait loses no message: a receive
+    that is cancelled has taken none.
     """
 
     # -- beginning and end ----------------------------------------------------------------------
@@ -294,11 +295,13 @@ class AsyncWebSocket(BaseWebSocket):
         The session is saved in the handshake's thread. Returns when Flask is done with the
         handshake, ``after_request`` functions included.
         """
+        self._link.must_be_on_the_loop()
         await self._handshake.accept(self._checked_accept(subprotocol, headers))
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """Say goodbye; does not wait for the peer. See :meth:`WebSocket.close`."""
         validate_close(code, reason)
+        self._link.must_be_on_the_loop()
         self._link.close(code, reason)
         self._link.catch_up()
 
@@ -376,6 +379,7 @@ class AsyncWebSocket(BaseWebSocket):
     # -- within the package ---------------------------------------------------------------------
 
     async def _accept_if_connecting(self) -> None:
+        self._link.must_be_on_the_loop()
         if self._handshake.pending:
             try:
                 await self.accept()

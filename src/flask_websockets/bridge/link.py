@@ -593,7 +593,20 @@ class Link:
 
     def catch_up(self) -> None:
         """Loop. Have everything done that was posted so far, by this view too."""
+        self.must_be_on_the_loop()
         self._door.drain()
+
+    def must_be_on_the_loop(self) -> None:
+        """Loop. What an async view's connection asks of whoever uses it.
+
+        :raises WrongThread: in another thread, which may have a loop of its own.
+        """
+        if threading.get_ident() != self._door.thread:
+            raise WrongThread(
+                "An async view's connection belongs to the server's event loop, and this is "
+                "another thread: pass the call on with anyio.from_thread.run, or with "
+                "asyncio.run_coroutine_threadsafe and the server's loop."
+            )
 
     # -- loop: reader, writer, hub ----------------------------------------------------------------
 
