@@ -377,6 +377,8 @@ def check_end(server, key, view, sig):
     """Open *view*, signal the server, and see how it and the view end."""
     if view == "flood" and server.name.startswith("hypercorn"):
         pytest.skip("hypercorn 0.18.0 waits without end for a peer that takes nothing")
+    if server.name == "hypercorn-asyncio" and sys.version_info >= (3, 12):
+        pytest.skip("hypercorn 0.18.0 waits without end for any open connection from 3.12 on")
     if view == "swallow" and server.name == "hypercorn-trio":
         pytest.skip("trio ends when all of its tasks have ended, whatever they do")
     with RawClient(server.process.port, f"/ws/{view}/{key}", receive_buffer=4096) as client:
