@@ -816,7 +816,7 @@ MUTATIONS = (
         old="                self._accepted = True\n",
         new="                self._accepted = True\n"
         "                self.link.report(self._answered, None)\n",
-        test="test_async_views.py::test_accept",
+        test="test_async_views.py::test_i3_a_view_goes_on_when_its_handshake_has_ended",
         reason="An async view goes on while Flask is still at work on its handshake.",
     ),
     Mutation(
@@ -916,7 +916,7 @@ MUTATIONS = (
         module="bridge/link.py",
         old="            self._door.drain()  # what threads published before comes first\n",
         new="            pass\n",
-        test="test_async_views.py::test_order_through_a_thread",
+        test="test_async_views.py::test_i7_what_a_thread_has_published_comes_first",
         reason="An async view's send overtakes what a thread of it published before.",
     ),
     Mutation(
@@ -934,7 +934,7 @@ MUTATIONS = (
         module="bridge/link.py",
         old="        with anyio.move_on_after(self.config.send_timeout):\n",
         new="        with anyio.move_on_after(None):\n",
-        test="test_async_views.py::test_i11_a_peer_that_does_not_read_is_given_up",
+        test="test_mutation_gaps.py::test_i11_an_async_send_has_a_deadline_of_its_own",
         reason="An async view's send waits without limit for a peer that takes nothing.",
     ),
     Mutation(

@@ -785,6 +785,30 @@ def test_i3_hooks_run_once_and_never_on_the_loop(run, app):
     run(main)
 
 
+def test_i3_a_view_goes_on_when_its_handshake_has_ended(run, app):
+    """Its code and Flask's never run at the same time: after_request is done before it."""
+    websockets, asgi = make(app)
+    went_on, seen = threading.Event(), []
+
+    @app.after_request
+    def after(response):
+        seen.append(went_on.wait(0.3))
+        return response
+
+    @websockets.route("/ws")
+    async def view(ws):
+        await ws.accept()
+        went_on.set()
+
+    async def main():
+        async with connection(asgi, "/ws") as peer:
+            assert await peer.get_status() == 101
+            assert await closed(peer) == (1000, "")
+
+    run(main)
+    assert seen == [False]
+
+
 @pytest.mark.parametrize("hook", ["before_request", "after_request", "teardown_request"])
 def test_i3_a_blocking_hook_does_not_stop_the_loop(run, app, hook):
     """While a hook of one connection blocks its thread, another connection echoes."""
@@ -2284,6 +2308,26 @@ def test_order_of_one_task(run, app):
             for number in range(100):
                 assert data_of(await peer.get()) == f"sent {number}"
                 assert data_of(await peer.get()) == f"published {number}"
+
+    run(main)
+
+
+def test_i7_what_a_thread_has_published_comes_first(run, app):
+    """Also where the loop has not turned since: the view's send finds it at the door."""
+    websockets, asgi = make(app)
+
+    @websockets.route("/ws")
+    async def view(ws):
+        async with websockets.subscribe(ws, "a"):
+            thread = threading.Thread(target=websockets.publish, args=("published", "a"))
+            thread.start()
+            thread.join(TIMEOUT)  # the loop stands still meanwhile
+            await ws.send("sent")
+
+    async def main():
+        async with connection(asgi, "/ws") as peer:
+            assert await peer.get_status() == 101
+            assert [data_of(await peer.get()) for _ in range(2)] == ["published", "sent"]
 
     run(main)
 

@@ -336,3 +336,23 @@ def test_i12_what_middleware_accepts_gets_its_goodbye(app, client, websockets):
         with pytest.raises(ConnectionClosed) as caught:
             ws.receive()
         assert (caught.value.code, caught.value.reason) == (1000, "")
+
+
+def test_i11_an_async_send_has_a_deadline_of_its_own(run):
+    """It does not wait for room for longer than the send timeout, whatever the writer does."""
+
+    async def main():
+        link = Link(Door(1), Config(outbox_messages=1, send_timeout=0.2))
+        link.accept({"type": "websocket.accept"})
+        link.catch_up()
+        try:  # there is no writer: nobody takes what lies in the outbox
+            with (
+                anyio.fail_after(TIMEOUT),
+                pytest.raises(ConnectionClosed, match="made no room"),
+            ):
+                for _ in range(3):
+                    await link.asend({"type": "websocket.send", "text": "x"}, 1)
+        finally:
+            link.lose(1006)
+
+    run(main)
