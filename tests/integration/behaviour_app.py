@@ -335,7 +335,7 @@ async def untouched(ws: AsyncWebSocket) -> ResponseReturnValue:
 
 @twins("/accept/<form>")
 async def accept(ws: AsyncWebSocket, form: str) -> None:
-    headers: Any = {"X-One": "1", "X-Two": "zwei: ü"}
+    headers: Any = {"X-One": "1", "X-Two": "zwei: drei"}
     if form == "pairs":
         headers = [("X-One", "1"), ("X-Two", "a"), ("X-Two", "b")]
     await ws.accept(headers=headers)
