@@ -809,6 +809,36 @@ def test_i3_a_view_goes_on_when_its_handshake_has_ended(run, app):
     assert seen == [False]
 
 
+def test_i5_a_view_that_is_cancelled_while_it_is_accepted(run, app):
+    """However often: its thread learns how it ended, and neither is left behind."""
+    websockets, asgi = make(app, WEBSOCKETS_CLOSE_TIMEOUT=0.1)
+    go, seen = threading.Event(), []
+    app.teardown_request(lambda error: seen.append("teardown"))
+
+    class Slow(type(app.session_interface)):
+        def save_session(self, *args):
+            seen.append("saves")
+            go.wait(TIMEOUT)
+
+    app.session_interface = Slow()
+
+    @websockets.route("/ws")
+    async def view(ws):
+        await ws.accept()
+
+    async def main():
+        async with connection(asgi, "/ws") as peer:
+            await wait_until(lambda: seen)
+            peer.leave()
+            await wait_until(lambda: websockets.stats().stuck_views)  # it was cancelled twice
+            go.set()
+            await wait_until(lambda: websockets.stats().view_threads == 0)
+        assert websockets.stats().view_tasks == 0
+        assert seen[-1] == "teardown"
+
+    run(main)
+
+
 @pytest.mark.parametrize("hook", ["before_request", "after_request", "teardown_request"])
 def test_i3_a_blocking_hook_does_not_stop_the_loop(run, app, hook):
     """While a hook of one connection blocks its thread, another connection echoes."""

@@ -134,6 +134,8 @@ class RunningView:
         try:
             finish = await view()
             self._returned = True
+            if self._task is not None:
+                self._task.spare()
             if finish is not None and self._finishing is not None:
                 # Whoever waits in vain goes on all the same: a teardown is never left out.
                 with anyio.move_on_after(self._link.config.close_timeout, shield=True):

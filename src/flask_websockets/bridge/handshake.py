@@ -138,9 +138,14 @@ class Handshake:
             pass  # its connection is over, or the server stops: no fault of the view's
         except BaseException as raised:  # SystemExit as well: the task ends here (I5)
             error = raised
-        with anyio.CancelScope(shield=True):
-            while self._accepting is not None:
-                await self._accepting.done.wait()
+        while self._accepting is not None:
+            # The thread is at it, and has to be told how the view ended. asyncio's own way to
+            # cancel knows no shield.
+            try:
+                with anyio.CancelScope(shield=True):
+                    await self._accepting.done.wait()
+            except anyio.get_cancelled_exc_class():
+                pass
         if not self._goes_on:
             self._orders.put((returned, error))
             return None

@@ -25,6 +25,7 @@ class ViewTask:
     ) -> None:
         self._task: asyncio.Task[None] | None = None  # on asyncio
         self._scope: anyio.CancelScope | None = None  # on trio
+        self._timer: asyncio.TimerHandle | None = None  # of expire, on asyncio
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
@@ -48,9 +49,14 @@ class ViewTask:
     def expire(self, seconds: float) -> None:
         """Cancel it when so many seconds have passed."""
         if self._task is not None:
-            self._task.get_loop().call_later(seconds, self._task.cancel)
+            self._timer = self._task.get_loop().call_later(seconds, self._task.cancel)
         elif self._scope is not None:
             self._scope.deadline = anyio.current_time() + seconds
+
+    def spare(self) -> None:
+        """Have it not expire any more: what is left of it must be done."""
+        if self._timer is not None:
+            self._timer.cancel()
 
     def leave(self) -> None:
         """Have nobody wait for it: it was cancelled, and goes on.
