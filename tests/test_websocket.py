@@ -197,10 +197,12 @@ def test_after_the_end_everything_raises_and_close_does_nothing(websockets, clie
 def test_own_close(websockets, client):
     """After our close receive and send raise at once, with our code."""
     seen = []
+    both_sent = threading.Event()
 
     @websockets.route("/ws")
     def view(ws):
         assert ws.receive() == "a"
+        assert both_sent.wait(10)
         ws.send("before")
         ws.close(4002, "enough")
         for call in (lambda: ws.send("x"), ws.receive):
@@ -212,6 +214,7 @@ def test_own_close(websockets, client):
     with client.websocket_connect("/ws") as ws:
         ws.send("a")
         ws.send("b")
+        both_sent.set()
         assert ws.receive() == "before"
         with pytest.raises(ConnectionClosed) as caught:
             ws.receive()
