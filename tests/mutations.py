@@ -156,7 +156,7 @@ MUTATIONS = (
     Mutation(
         name="no-connection-limit",
         invariant="I3",
-        module="asgi.py",
+        module="runtime.py",
         old="if self._admitted + self._orphans >= config.max_connections:",
         new="if False:",
         test="test_asgi.py::test_i3_above_the_limit_503_without_a_thread",
@@ -256,7 +256,7 @@ MUTATIONS = (
     Mutation(
         name="subscriptions-outlive-the-connection",
         invariant="I5",
-        module="asgi.py",
+        module="runtime.py",
         old="            self.hub.forget(connection.link)\n",
         new="",
         test="test_channels.py::test_a_view_that_is_stuck_in_its_block_is_forgotten",
@@ -658,7 +658,7 @@ MUTATIONS = (
     Mutation(
         name="stuck-view-gives-up-its-place",
         invariant="I9",
-        module="asgi.py",
+        module="runtime.py",
         old="            self._orphans += connection.view.running\n",
         new="",
         test="test_asgi.py::test_i9_a_stuck_view_is_reported_and_keeps_its_place",
@@ -667,8 +667,8 @@ MUTATIONS = (
     Mutation(
         name="shutdown-ends-nothing",
         invariant="I9",
-        module="asgi.py",
-        old="""connection.link.lose(1012, "the server stops")""",
+        module="runtime.py",
+        old="""connection.link.lose(GOING_DOWN, "the server stops")""",
         new="pass",
         test="test_asgi.py::test_the_shutdown_ends_what_is_still_connected",
         reason="A server that stops waits for connections that nobody ends.",
@@ -738,7 +738,7 @@ MUTATIONS = (
     Mutation(
         name="nobody-is-watched",
         invariant="I11",
-        module="asgi.py",
+        module="runtime.py",
         old="            self._watch.add(connection.protocol)\n",
         new="            pass\n",
         test="test_mutation_gaps.py::test_i11_a_transport_that_cannot_close_is_aborted",
@@ -842,8 +842,8 @@ MUTATIONS = (
         name="async-view-not-cancelled",
         invariant="I5",
         module="running_view.py",
-        old="                self._task.cancel()\n",
-        new="                pass\n",
+        old="        self._task.cancel()\n",
+        new="        pass\n",
         test="test_async_views.py::test_i5_a_view_that_waits_for_something_else_is_cancelled",
         reason="An async view that awaits something else goes on when its connection has ended.",
     ),
@@ -922,7 +922,7 @@ MUTATIONS = (
     Mutation(
         name="swallowing-view-not-left",
         invariant="I9",
-        module="asgi.py",
+        module="runtime.py",
         old="                    waiting.start_soon(view.wait)\n",
         new="                    pass\n",
         test="test_async_views.py::test_i9_a_shutdown_after_the_server_cancelled",

@@ -1,4 +1,4 @@
-"""Loop side. The ASGI application: scope dispatch, lifespan, and the runtime behind it."""
+"""Loop side. The ASGI application: scope dispatch, lifespan, and the way into a connection."""
 
 from __future__ import annotations
 
@@ -9,17 +9,14 @@ from typing import Any, Protocol
 
 import anyio
 
-from .bridge import Door, HttpPool, Link
-from .channels import Hub
+from .bridge import HttpPool, Link
 from .config import Config
 from .connection import Connection, Receive, Send, Upgrade, WSGIApp
-from .counters import Counters, Stats
 from .environ import Scope, WSGIEnviron, build_environ
 from .errors import UsageError
 from .http import HttpAdapter
 from .protocol import PlainResponse, plain_response, refusal_messages, unavailable
-from .running_view import RunningView
-from .servers import uvicorn
+from .runtime import Runtime
 
 #: Under this key of ``scope["state"]`` a front in this process leaves an :class:`Upgrade`.
 UPGRADE = "flask_websockets.upgrade"
@@ -31,99 +28,6 @@ class Answer(Protocol):
     def __call__(
         self, app: WSGIApp, environ: WSGIEnviron, link: Link, offered: list[str]
     ) -> BaseException | None: ...
-
-
-class Runtime:
-    """What one :class:`WebSockets` object has on one event loop: door, hub, connections.
-
-    Made on the loop, and touched on the loop only where nothing else is said.
-    """
-
-    def __init__(self, config: Config) -> None:
-        self.config = config
-        self.counters: Counters = Counters()
-        self.door: Door = Door(config.max_pending_publishes)  # any thread
-        self.hub: Hub = Hub(self.counters)
-        self.connections: set[Connection] = set()
-        self.http_pools: list[HttpPool] = []  # one for each application
-        # As many async views may have their teardown at the same time as may have handshakes.
-        self.finishing: anyio.Semaphore = anyio.Semaphore(config.max_handshakes)
-        self._admitted = 0
-        self._orphans = 0  # views whose connection is over
-        self._views: set[RunningView] = set()
-        self._emptied = anyio.Event()
-        self._watch = uvicorn.Watch(config.close_timeout, self._count_abort)
-
-    def admit(self, config: Config) -> bool:
-        """Count one more connection, if it is allowed. A stuck view still counts."""
-        if self._admitted + self._orphans >= config.max_connections:
-            self.counters.refused_full += 1
-            return False
-        self._admitted += 1
-        return True
-
-    def discharge(self) -> None:
-        """An admitted connection is over."""
-        self._admitted -= 1
-
-    async def serve(self, connection: Connection, handshake_done: Callable[[], None]) -> None:
-        """Serve one connection whose view has been started."""
-        if connection.protocol is not None:
-            self._watch.add(connection.protocol)
-        self.connections.add(connection)
-        self._views.add(connection.view)
-        try:
-            await connection.run(handshake_done)
-        finally:
-            self.hub.forget(connection.link)
-            self.connections.discard(connection)
-            self._orphans += connection.view.running
-            if not self.connections:
-                self._emptied.set()
-
-    def view_over(self, connection: Connection) -> None:
-        """A connection's view is over."""
-        self._views.discard(connection.view)
-        self._orphans -= connection not in self.connections
-
-    def stats(self) -> Stats:
-        """Any thread."""
-        counted = vars(self.counters).copy()
-        depths = [connection.link.depths for connection in tuple(self.connections)]
-        inbox_messages, inbox_bytes, outbox_messages, outbox_bytes = map(
-            sum, zip((0, 0, 0, 0), *depths, strict=True)
-        )
-        return Stats(
-            connections=len(self.connections),
-            http_threads=sum(pool.threads for pool in self.http_pools),
-            inbox_messages=inbox_messages,
-            inbox_bytes=inbox_bytes,
-            outbox_messages=outbox_messages,
-            outbox_bytes=outbox_bytes,
-            channels=self.hub.channels,
-            subscriptions=self.hub.subscriptions,
-            pending=self.door.pending,
-            connections_total=counted.pop("connections"),
-            **counted,
-        )
-
-    async def stop(self) -> None:
-        """End every connection, give their views their time, and close the door."""
-        for connection in tuple(self.connections):
-            connection.link.lose(1012, "the server stops")
-        while self.connections:  # each bounds the wait for its own view (I9)
-            self._emptied = anyio.Event()
-            await self._emptied.wait()
-        # A server may have cancelled its connections, and nobody has waited for their views.
-        async with anyio.create_task_group() as waiting:
-            for view in self._views:
-                if not view.reported:
-                    waiting.start_soon(view.wait)
-        self._watch.close()
-        self.door.close()
-
-    def _count_abort(self) -> None:
-        self.counters.aborted += 1
 
 
 class Application:
@@ -199,7 +103,8 @@ class Application:
             await self._turn_away(scope, send, plain_response(400, str(error)))
             return
         if not runtime.admit(config):
-            await self._turn_away(scope, send, unavailable("All connections are taken."))
+            reason = "The server stops." if runtime.draining else "All connections are taken."
+            await self._turn_away(scope, send, unavailable(reason))
             return
         try:
             await self._admitted(runtime, scope, environ, receive, send)
@@ -216,6 +121,10 @@ class Application:
             runtime.counters.refused_full += 1
             reason = "Too many handshakes at the same time."
             await self._turn_away(scope, send, unavailable(reason))
+            return
+        if runtime.draining:
+            slots.release()
+            await self._turn_away(scope, send, unavailable("The server stops."))
             return
         held = True
 

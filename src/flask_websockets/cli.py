@@ -1,13 +1,21 @@
-"""View side. ``flask websockets ...``: what a terminal can ask of an application."""
+"""Both sides. ``flask websockets ...``: what a terminal can ask of an application."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import click
-from flask import current_app
-from flask.cli import AppGroup
+from flask import Flask, current_app
+from flask.cli import AppGroup, ScriptInfo, pass_script_info
+
+from .errors import ConfigurationError
+from .servers.serve import Options, serve
 
 #: The commands that every application with WebSockets has.
-commands: AppGroup = AppGroup("websockets", help="Look at the app's WebSocket routes.")
+commands: AppGroup = AppGroup(
+    "websockets", help="Serve the app with WebSockets, and look at its WebSocket routes."
+)
 
 #: What stands where there is nothing to say.
 NOTHING = "-"
@@ -43,6 +51,68 @@ def routes_command(sort: str) -> None:
         for row, domain in zip(rows, domains, strict=True):
             row.insert(2, domain)
     _print_table(rows)
+
+
+@dataclass(frozen=True)
+class AppOfCommand:
+    """Finds the application of a ``flask`` command again, in another process.
+
+    :param path: of ``--app`` or ``FLASK_APP``; None to look where the command looks.
+    :param create_app: of a command group of the application's own.
+    """
+
+    path: str | None
+    create_app: Any
+
+    def __call__(self) -> Flask:
+        return ScriptInfo(self.path, self.create_app).load_app()
+
+
+@commands.command("serve", short_help="Serve the app, WebSockets included, for production.")
+@click.option(
+    "--host",
+    "-h",
+    default="127.0.0.1",
+    show_default=True,
+    help="The interface to bind to; unix:///path/of/socket for a unix socket.",
+)
+@click.option(
+    "--port", "-p", default=8000, show_default=True, help="The port to bind to; 0 for a free one."
+)
+@click.option(
+    "--workers", default=1, show_default=True, help="Processes. More than one share no channels."
+)
+@click.option(
+    "--separate-channels",
+    is_flag=True,
+    help="Allow several workers, each with channels, limits and counters of its own.",
+)
+@click.option("--cert", type=click.Path(dir_okay=False), help="A certificate's file, for HTTPS.")
+@click.option("--key", type=click.Path(dir_okay=False), help="The file of the certificate's key.")
+@click.option("--reload", is_flag=True, help="Start again when a source file has changed.")
+@click.option(
+    "--forwarded-allow-ips",
+    help="Addresses and networks of proxies, separated by commas, whose X-Forwarded-For and "
+    "X-Forwarded-Proto are believed; * for all. By default this machine.",
+)
+@click.option("--compression", is_flag=True, help="Offer permessage-deflate to WebSocket clients.")
+@pass_script_info
+def serve_command(info: ScriptInfo, /, **options: Any) -> None:
+    """Serve the application with uvicorn, HTTP and WebSockets, until SIGTERM or CTRL+C.
+
+    Then everybody is asked to leave: new handshakes get 503, open connections are closed with
+    1012, and what is left after WEBSOCKETS_DRAIN_TIMEOUT is cut.
+    """
+    app = info.load_app()
+    served = app.extensions["websockets"].websockets.served(app)
+    load = AppOfCommand(info.app_import_path, info.create_app)
+    try:
+        code = serve(served, Options(**options), load, for_good=True)
+    except ConfigurationError as error:
+        raise click.UsageError(str(error)) from None
+    except OSError as error:
+        raise click.ClickException(error.strerror or str(error)) from None
+    click.get_current_context().exit(code)
 
 
 def _describe(endpoint: str) -> tuple[str, str, str, str]:

@@ -51,6 +51,8 @@ class Config:
     send_timeout: float = 30.0
     #: Seconds that a view has to finish once its connection is over; then it is reported.
     close_timeout: float = 10.0
+    #: Seconds that everybody has to leave when the server stops; what is left is cut.
+    drain_timeout: float = 20.0
     #: Channels one connection may be subscribed to; above it ``subscribe`` raises.
     max_channels_per_connection: int = 1_000
     #: Publishes and subscribes that the loop has not taken; above it both wait, then raise.

@@ -86,6 +86,13 @@ class Connection:
             self.view.abandon()  # the server cancels us; the link is closed by now
             raise
 
+    def cut(self) -> None:
+        """End a connection whose peer takes nothing any more (I11)."""
+        self.link.lose(1006, "the peer did not take what was sent")
+        if self._protocol is not None:
+            uvicorn.abort(self._protocol)
+            self._counters.aborted += 1
+
     async def _converse(self, handshake_done: Callable[[], None]) -> None:
         """From the handshake to the goodbye."""
         link = self.link
@@ -111,7 +118,7 @@ class Connection:
                     await link.over.wait()
                 if not link.over.is_set():
                     self._counters.send_timeouts += link.timed_out
-                    self._cut()
+                    self.cut()
                 tasks.cancel_scope.cancel()
         finally:
             # Whatever ends this task, the server's cancellation included, ends the link (I5).
@@ -204,20 +211,13 @@ class Connection:
                     return
         if deadline.cancelled_caught:
             self._counters.send_timeouts += 1
-            self._cut()
+            self.cut()
 
     def _accepted(self) -> None:
         """Writer. The peer has its 101: from here on messages may take the short way."""
         self._counters.connections += 1
         if self._protocol is not None and not self.link.deaf:
             self.link.inline = uvicorn.InlineSend(self._send, self._protocol)
-
-    def _cut(self) -> None:
-        """End a connection whose peer takes nothing any more (I11)."""
-        self.link.lose(1006, "the peer did not take what was sent")
-        if self._protocol is not None:
-            uvicorn.abort(self._protocol)
-            self._counters.aborted += 1
 
 
 async def _next(outbox: MemoryObjectReceiveStream[Item]) -> Item:

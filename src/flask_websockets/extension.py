@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
@@ -14,7 +15,7 @@ from flask import json as flask_json
 from flask.sansio.scaffold import Scaffold
 
 from .answers import answer, require_upgrade
-from .asgi import Application, Runtime
+from .asgi import Application
 from .bridge import Link
 from .channels import Dropping, OnSlow, Publication, PublishResult
 from .cli import commands
@@ -27,6 +28,8 @@ from .errors import (
     WrongThread,
 )
 from .protocol import message_bytes, validate_token
+from .runtime import Runtime
+from .servers.serve import Options, Served, global_of, serve
 from .servers.werkzeug import DevelopmentLoop, DevelopmentServer
 from .subscription import Subscription
 from .views import Route, View, seal_session, spare_async_views, view_function
@@ -76,7 +79,7 @@ class WebSockets:
         self._view_functions: dict[Hashable, Callable[..., Any]] = {}
         self._apps: list[Flask] = []
         self._development_servers: list[DevelopmentServer] = []
-        self._development_loop = DevelopmentLoop()
+        self._development_loop = DevelopmentLoop(self._drain)
         self._runtime: Runtime | None = None  # set on the loop; threads read it
         self._inherited: Runtime | None = None  # of a parent process; never used again
         self._stopped: str | None = None  # why publish raises NotRunning
@@ -337,6 +340,71 @@ class WebSockets:
             answer=answer,
         )
 
+    def run(
+        self,
+        app: Flask | None = None,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 8000,
+        workers: int = 1,
+        separate_channels: bool = False,
+        cert: str | None = None,
+        key: str | None = None,
+        reload: bool = False,
+        forwarded_allow_ips: str | None = None,
+        compression: bool = False,
+    ) -> None:
+        """Serve a Flask application for production, HTTP and WebSockets, with uvicorn.
+
+        Returns after SIGTERM or SIGINT, when everybody was asked to leave: new handshakes get
+        503, open connections are closed with 1012, and what is left after
+        ``WEBSOCKETS_DRAIN_TIMEOUT`` is cut. If even that does not end it, the process ends.
+        ``flask websockets serve`` does the same, with options of the same names. Under the
+        ``flask`` command a call is ignored, as one of ``app.run`` is.
+
+        :param app: the Flask application; may be left out while there is only one.
+        :param host: a name or address to listen at; ``unix://`` and a path for a unix socket.
+        :param port: 0 for any that is free.
+        :param workers: processes. The application must be a global variable of its module.
+        :param separate_channels: allow several workers, though each has channels, limits and
+            counters of its own: a message published in one reaches nobody in another.
+        :param cert: path of a PEM file with the certificate and its chain, for HTTPS and wss.
+        :param key: path of the PEM file with its key, if that is another file.
+        :param reload: start again when a Python file below the current directory has changed.
+        :param forwarded_allow_ips: addresses and networks of proxies, separated by commas,
+            whose ``X-Forwarded-For`` and ``X-Forwarded-Proto`` are believed; ``*`` for all. By
+            default this machine, and whoever connects to a unix socket.
+        :param compression: offer permessage-deflate (RFC 7692). It costs some 40 KiB a
+            connection, and a small message can unpack to a very large one.
+        :raises ConfigurationError: for options that cannot be, several workers without
+            *separate_channels* among them.
+        :raises UsageError: if workers or the reloader could not find the application.
+        :raises OSError: if it cannot listen there.
+        """
+        if os.environ.get("FLASK_RUN_FROM_CLI") == "true":
+            warnings.warn(
+                "websockets.run() is ignored under the flask command. Use "
+                '"flask websockets serve", or put the call behind if __name__ == "__main__".',
+                stacklevel=2,
+            )
+            return
+        app = self._only_app() if app is None else app
+        load = global_of(app) if reload or workers > 1 else None
+        options = Options(
+            host=host,
+            port=port,
+            workers=workers,
+            separate_channels=separate_channels,
+            cert=cert,
+            key=key,
+            reload=reload,
+            forwarded_allow_ips=forwarded_allow_ips,
+            compression=compression,
+        )
+        code = serve(self.served(app), options, load, for_good=False)
+        if code:
+            raise SystemExit(code)
+
     def test_client(self, app: Flask | None = None, **options: Any) -> WebSocketClient:
         """A test client that speaks WebSocket too, in process, without a server.
 
@@ -350,6 +418,19 @@ class WebSockets:
         return make_client(self, self._only_app() if app is None else app, options)
 
     # -- within the package -----------------------------------------------------------------------
+
+    def served(self, app: Flask) -> Served:
+        """Any thread. What a server needs to know of an application."""
+        asgi = self.asgi_app(app)
+        rules = [rule.rule for rule in app.url_map.iter_rules() if rule.websocket]
+        config = app.extensions["websockets"].config
+        return Served(asgi, config, self._drain, app.import_name, rules)
+
+    async def _drain(self, timeout: float) -> None:
+        """Loop. Have everybody leave, because the server is about to stop."""
+        runtime = self._runtime
+        if runtime is not None:
+            await runtime.drain(timeout)
 
     async def stop_testing(self) -> None:
         """Loop. For the test client: its last connection is gone, and another may follow."""

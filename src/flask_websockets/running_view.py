@@ -35,6 +35,7 @@ class RunningView:
         self._over = anyio.Event()
         self._on_over: Callable[[], None] = lambda: None
         self._finishing: anyio.Semaphore | None = None
+        self._waiting: anyio.CancelScope | None = None
         self._holds_place = False  # of those that _finishing has
         self._threads = 0  # one at most
         self._task: ViewTask | None = None  # of an async view
@@ -69,24 +70,41 @@ class RunningView:
 
     async def wait(self) -> None:
         """Give the view its time to finish; cancel or report it if it does not (I5, I9)."""
+        with anyio.CancelScope() as self._waiting:
+            await self._wait()
+
+    async def _wait(self) -> None:
         timeout = self._link.config.close_timeout
         # One that was abandoned is cancelled without us, and has its time after that as well.
         if await self._ends_within(timeout * (1 + self._abandoned)):
             return
         for _attempt in range(CANCELLATIONS - self._abandoned):
-            if self._task is not None and not self._returned:
-                self._task.cancel()
-                if await self._ends_within(timeout):
-                    return
+            if self.cancel() and await self._ends_within(timeout):
+                return
+        self._report(f"{timeout:g} s after its connection ended (WEBSOCKETS_CLOSE_TIMEOUT)")
+
+    def cancel(self) -> bool:
+        """Cancel what waits in an async view; False if there is nothing to cancel."""
+        if self._task is None or self._returned:
+            return False
+        self._task.cancel()
+        return True
+
+    def give_up(self) -> None:
+        """Have nobody wait any more: the server has no more time (I9)."""
+        self._report("at the end of the drain (WEBSOCKETS_DRAIN_TIMEOUT)")
+        if self._waiting is not None:
+            self._waiting.cancel()
+
+    def _report(self, when: str) -> None:
         if self._task is not None:
             self._task.leave()
         self.reported = True
         self._counters.stuck_views += 1
         logger.warning(
-            "The view of %s still runs %g s after its connection ended "
-            "(WEBSOCKETS_CLOSE_TIMEOUT); its %s is left to itself",
+            "The view of %s still runs %s; its %s is left to itself",
             self._path,
-            timeout,
+            when,
             "thread" if self._threads else "task, which was cancelled,",
         )
 

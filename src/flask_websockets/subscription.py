@@ -7,9 +7,9 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
-from .asgi import Runtime
 from .channels import Backlog, Hub, OnSlow
 from .errors import WrongThread
+from .runtime import Runtime
 from .websocket import AsyncWebSocket, WebSocket
 
 

@@ -12,13 +12,14 @@ from __future__ import annotations
 import inspect
 import logging
 import sys
+import traceback
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial, wraps
 from typing import Any
 
-from flask import Flask, Response, has_request_context, request
+from flask import Flask, Response, current_app, has_request_context, request
 from flask.globals import request_ctx
 from flask.signals import got_request_exception
 from flask.typing import ResponseReturnValue
@@ -116,7 +117,9 @@ def _goodbye(link: Link) -> Iterator[None]:
         if isinstance(error, HTTPException):
             status = error.get_response().status_code if error.code is None else error.code
             code = APPLICATION_CODES + status
-            reason = error.name.encode()[:MAX_REASON_BYTES].decode(errors="ignore")
+            reason = _cut(error.name)
+        elif error is not None and current_app.debug:
+            reason = _cut("".join(traceback.format_exception_only(error)).strip())
         if error is raised:
             raise
         if error is not None:
@@ -125,6 +128,11 @@ def _goodbye(link: Link) -> Iterator[None]:
         # In finally, not in except: SystemExit closes with 1011 as well (I5).
         if link.state is State.OPEN:
             link.close(code, reason)
+
+
+def _cut(reason: str) -> str:
+    """As much of a close reason as a frame can carry."""
+    return reason.encode(errors="replace")[:MAX_REASON_BYTES].decode(errors="ignore")
 
 
 def _unwrap(error: BaseException, *, over: bool) -> BaseException | None:

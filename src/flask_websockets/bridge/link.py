@@ -761,6 +761,28 @@ class Link:
         self.patience = self.config.close_timeout
         self._turn_away([{"type": "websocket.close", "code": code, "reason": reason}])
 
+    def dismiss(self, code: int, reason: str, status: int, headers: Pairs, body: bytes) -> None:
+        """Loop. Have the peer leave; what was sent before goes out first.
+
+        A handshake that has no answer yet gets the response.
+        """
+        with self._lock:
+            if self._state is State.OPEN:
+                self._state = transition(self._state, Action.CLOSE)
+                self._code, self._reason = code, reason
+                messages: list[ASGIMessage] = [
+                    {"type": "websocket.close", "code": code, "reason": reason}
+                ]
+            elif self._state is State.CONNECTING:
+                self._state = transition(self._state, Action.REFUSE)
+                self._reason = reason
+                messages = refusal_messages(self._extensions, status, headers, body)
+            else:
+                return
+            self._over_for_threads()
+        self._door.drain()  # what threads sent before
+        self._turn_away(messages)
+
     def fail(self, patience: float = DISCONNECT_GRACE) -> None:
         """Loop. The peer cannot be reached; the reader may still learn why."""
         self.deaf = True

@@ -1,4 +1,4 @@
-"""Loop side. What only uvicorn can do: a send without a task, and an end that comes.
+"""Loop side. What only uvicorn can do: a send without a task, an end and a beginning that come.
 
 Everything here looks inside uvicorn's WebSocket protocol classes, and its classes of one HTTP
 exchange. ``protocol_of`` and ``exchange_of`` decide whether they are what we know; where not,
@@ -144,6 +144,67 @@ class Watch:
         self._timer = None
         if self._protocols:
             self._schedule()
+
+
+class _LimitedHead(asyncio.Protocol):
+    """Gives a client a limited time for each request head. Mixed into uvicorn's HTTP protocols.
+
+    uvicorn limits the time between two requests only. The limit starts with the connection, and
+    with the first byte of a later request; a WebSocket handshake counts until it is understood.
+    """
+
+    head_timeout: float
+    # uvicorn's
+    loop: asyncio.AbstractEventLoop
+    transport: asyncio.Transport
+    cycle: Any
+
+    _head_timer: asyncio.TimerHandle | None = None  # loop only
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._head_came()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.transport.get_protocol() is not self:
+            self._head_came()
+            answer_refused_handshake(self.transport)
+        elif self.cycle is not None and not self.cycle.response_complete:
+            self._head_came()
+        elif self._head_timer is None:
+            self._await_head()
+
+    def _await_head(self) -> None:
+        self._head_timer = self.loop.call_later(self.head_timeout, self.transport.abort)
+
+    def _head_came(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+
+def limit_heads(kind: type[asyncio.Protocol], seconds: float) -> type[asyncio.Protocol]:
+    """uvicorn's HTTP protocol class *kind*, with so many seconds for each request head."""
+    return type(kind.__name__, (_LimitedHead, kind), {"head_timeout": seconds})
+
+
+def answer_refused_handshake(transport: asyncio.Transport) -> None:
+    """Send the answer to a handshake that the websockets library has refused while reading it.
+
+    A header line over 8 kB or more than 128 headers: its answer lies there, and uvicorn (0.54)
+    neither sends it nor closes the connection.
+    """
+    protocol: Any = transport.get_protocol()
+    if getattr(protocol, "handshake_initiated", True) or not hasattr(protocol, "conn"):
+        return
+    for data in protocol.conn.data_to_send():
+        transport.write(data)
+    transport.close()
 
 
 def exchange_of(method: Callable[..., Any], name: str) -> Any | None:

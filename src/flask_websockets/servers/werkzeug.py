@@ -9,32 +9,50 @@ of Flask or Werkzeug is replaced.
 
 from __future__ import annotations
 
+import atexit
+import inspect
+import logging
+import secrets
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from io import BytesIO
 from typing import Any
 
+import anyio
 import uvicorn
-from uvicorn.server import ServerState
 
 from ..asgi import UPGRADE
 from ..bridge import LoopThread
 from ..config import Config
 from ..connection import Upgrade
 from ..environ import WEBSOCKET, WSGIEnviron
+from .relay import HandedOverTLS, start_relay
+from .uvicorn import answer_refused_handshake
+
+#: Seconds that open connections have when the process ends, or is reloaded.
+GOODBYE_TIMEOUT = 1.0
+#: Carries a secret of this process where a connection takes a detour.
+TOKEN_HEADER = b"x-flask-websockets-token"
 
 #: Seconds in which the loop takes over a socket: it only makes a transport of it.
 TAKE_OVER_TIMEOUT = 10.0
 
 WSGIApp = Callable[..., Iterable[bytes]]
+ASGIApp = Callable[..., Awaitable[None]]
+
+logger: logging.Logger = logging.getLogger("flask_websockets")
 
 
 class DevelopmentLoop:
-    """The event loop behind all applications of one ``WebSockets`` object, on its own thread."""
+    """The event loop behind all applications of one ``WebSockets`` object, on its own thread.
 
-    def __init__(self) -> None:
+    :param drain: has everybody leave within so many seconds.
+    """
+
+    def __init__(self, drain: Callable[[float], Coroutine[Any, Any, None]]) -> None:
+        self._drain = drain
         self._lock = threading.Lock()
         self._thread: LoopThread | None = None  # guarded by _lock
 
@@ -43,12 +61,23 @@ class DevelopmentLoop:
         with self._lock:
             if self._thread is None:
                 self._thread = LoopThread("flask-websockets-loop")
+                # Also how the reloader ends a process. Daemon threads still run then.
+                atexit.register(self._say_goodbye, self._thread)
             return self._thread
 
     def forget(self) -> None:
         """The child of a fork: the loop's thread stayed with the parent."""
         self._lock = threading.Lock()
         self._thread = None
+
+    def _say_goodbye(self, thread: LoopThread) -> None:
+        """Main thread, at its end. Clients see 1012 and not a reset, if they read at all."""
+        if thread is not self._thread:
+            return
+        try:
+            thread.call(self._drain(GOODBYE_TIMEOUT), 2 * GOODBYE_TIMEOUT)
+        except TimeoutError:
+            logger.warning("The development loop is blocked; its connections are cut")
 
 
 class DevelopmentServer:
@@ -62,7 +91,7 @@ class DevelopmentServer:
     def __init__(
         self,
         wsgi_app: WSGIApp,
-        asgi_app: Callable[[], Callable[..., Any]],
+        asgi_app: Callable[[], ASGIApp],
         config: Config,
         loop: DevelopmentLoop,
     ) -> None:
@@ -78,11 +107,12 @@ class DevelopmentServer:
         connection = environ.get("werkzeug.socket")
         if connection is None or WEBSOCKET in environ or not _is_handshake(environ):
             return self._wsgi_app(environ, start_response)
-        if isinstance(connection, ssl.SSLSocket) or environ.get("wsgi.multiprocess"):
+        if environ.get("wsgi.multiprocess"):
             return _unsupported(start_response)
         head = _request_head(environ)
         front = self._get_front()
-        live, rest, other_end = _take_over(connection, environ)
+        take_over = _take_over_tls if isinstance(connection, ssl.SSLSocket) else _take_over
+        live, rest, other_end = take_over(connection, environ)
         front.adopt(live, head + rest, Upgrade(app=self._wsgi_app, environ=environ))
         start_response("101 Switching Protocols", [])  # for the log; it is written to the dummy
         return _Nothing(other_end)
@@ -100,9 +130,15 @@ class DevelopmentServer:
 
 
 class _Front:
-    """uvicorn's WebSocket protocol, on a loop of a thread."""
+    """uvicorn's WebSocket protocol, on a loop of a thread.
 
-    def __init__(self, asgi_app: Callable[..., Any], config: Config, loop: LoopThread) -> None:
+    Where its class is not what we know, a whole uvicorn stands behind a port of this machine
+    instead, and a thread carries the bytes of each connection there.
+    """
+
+    def __init__(self, asgi_app: ASGIApp, config: Config, loop: LoopThread) -> None:
+        self._loop = loop
+        self._pending: dict[bytes, Upgrade] = {}  # loop only: by the token in their head
         self._config = uvicorn.Config(
             asgi_app,
             lifespan="off",
@@ -112,12 +148,26 @@ class _Front:
             ws_per_message_deflate=False,
         )
         self._config.load()
-        self._state = ServerState()
-        self._loop = loop
+        self._address: Any = None  # of the uvicorn behind a port
+        self._state = _server_state(self._config.ws_protocol_class)
+        if self._state is None:
+            logger.warning(
+                "uvicorn %s has a WebSocket protocol that the development server does not know; "
+                "WebSockets take a detour through a port of this machine",
+                uvicorn.__version__,
+            )
+            self._address = loop.call(self._start_uvicorn(asgi_app), TAKE_OVER_TIMEOUT)
 
     def adopt(self, live: socket.socket, head: bytes, upgrade: Upgrade) -> None:
         """Werkzeug's thread. Go on with a connection whose request head has been read."""
-        self._loop.call(self._adopt(live, head, upgrade), TAKE_OVER_TIMEOUT)
+        if self._address is None:
+            self._loop.call(self._adopt(live, head, upgrade), TAKE_OVER_TIMEOUT)
+            return
+        token = secrets.token_hex().encode()
+        line, rest = head.split(b"\r\n", 1)
+        head = b"%b\r\n%b: %b\r\n%b" % (line, TOKEN_HEADER, token, rest)
+        self._loop.call(self._expect(token, upgrade), TAKE_OVER_TIMEOUT)
+        start_relay(live, socket.create_connection(self._address), head)
 
     async def _adopt(self, live: socket.socket, head: bytes, upgrade: Upgrade) -> None:
         """Loop. What uvicorn's own HTTP protocols do in ``handle_websocket_upgrade``."""
@@ -125,8 +175,43 @@ class _Front:
         protocol = protocol_class(
             config=self._config, server_state=self._state, app_state={UPGRADE: upgrade}
         )
-        await self._loop.loop.connect_accepted_socket(lambda: protocol, live)
+        transport, _ = await self._loop.loop.connect_accepted_socket(lambda: protocol, live)
         protocol.data_received(head)
+        answer_refused_handshake(transport)
+
+    async def _expect(self, token: bytes, upgrade: Upgrade) -> None:
+        self._pending[token] = upgrade
+
+    async def _start_uvicorn(self, asgi_app: ASGIApp) -> Any:
+        """Loop. Serve on a port that nobody else gets anything from; return its address."""
+
+        async def detour(scope: Any, receive: Any, send: Any) -> None:
+            token = dict(scope["headers"]).get(TOKEN_HEADER, b"")
+            upgrade = self._pending.pop(token, None)
+            if scope["type"] != "websocket" or upgrade is None:
+                return  # uvicorn answers 500
+            await asgi_app({**scope, "state": {UPGRADE: upgrade}}, receive, send)
+
+        self._config.loaded, self._config.app = False, detour
+        listener = socket.create_server(("127.0.0.1", 0))
+        server = uvicorn.Server(self._config)
+        self._server = self._loop.loop.create_task(server.serve([listener]))
+        while not server.started:
+            await anyio.sleep(0.01)
+        return listener.getsockname()
+
+
+def _server_state(protocol_class: Any) -> Any | None:
+    """What connections of a protocol class share; None if it is not one that we know."""
+    try:
+        from uvicorn.server import ServerState
+
+        state = ServerState()
+        inspect.signature(protocol_class).bind(config=None, server_state=state, app_state={})
+    except (ImportError, TypeError):
+        return None
+    known = all(hasattr(protocol_class, name) for name in ("connection_made", "data_received"))
+    return state if known else None
 
 
 def _is_handshake(environ: WSGIEnviron) -> bool:
@@ -172,6 +257,24 @@ def _take_over(
     return live, rest, other_end
 
 
+def _take_over_tls(
+    connection: ssl.SSLSocket, environ: WSGIEnviron
+) -> tuple[socket.socket, bytes, socket.socket]:
+    """Take a TLS connection over: a thread carries its bytes to what is returned."""
+    connection.setblocking(False)
+    body, environ["wsgi.input"] = environ["wsgi.input"], BytesIO()
+    try:
+        rest: bytes = body.peek() if hasattr(body, "peek") else b""
+    except ssl.SSLWantReadError:
+        rest = b""
+    connection.__class__ = HandedOverTLS
+    live, inner = socket.socketpair()
+    start_relay(connection, inner)
+    dummy, other_end = socket.socketpair()
+    dummy.close()
+    return live, rest, other_end
+
+
 def _request_head(environ: WSGIEnviron) -> bytes:
     """The request head as it came, as far as the WebSocket protocol looks at it."""
     target = environ.get("RAW_URI") or environ.get("REQUEST_URI") or "/"
@@ -185,6 +288,6 @@ def _request_head(environ: WSGIEnviron) -> bytes:
 def _unsupported(start_response: Callable[..., Any]) -> Iterable[bytes]:
     start_response("501 Not Implemented", [("Content-Type", "text/plain; charset=utf-8")])
     return [
-        b"The development server serves WebSockets without TLS and in one process only. "
-        b"Serve asgi_app() with uvicorn for wss.\n"
+        b"The development server serves WebSockets in one process only. Leave out processes=, "
+        b"or serve asgi_app() with uvicorn.\n"
     ]

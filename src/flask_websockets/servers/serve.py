@@ -1,0 +1,317 @@
+"""Both sides. ``websockets.run()`` and ``flask websockets serve``: uvicorn for production.
+
+What uvicorn leaves to whoever runs it is settled here: a listening socket that notices dead
+peers, a limit for request heads, a drain at the end, and an end that comes (I9). One worker
+serves in this process; several, and those of the reloader, are processes of their own, which
+load the application anew.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import multiprocessing
+import os
+import signal
+import ssl
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from importlib import import_module
+from importlib.metadata import version
+from types import FrameType
+from typing import Any
+
+import click
+import uvicorn
+from flask import Flask
+from uvicorn.supervisors import ChangeReload
+
+from ..config import MEMORY_URL, Config
+from ..errors import ConfigurationError, UsageError
+from .listen import Listener, listen
+from .uvicorn import limit_heads
+from .watchdog import Watchdog
+from .workers import Workers
+
+#: Seconds beyond the drain timeout after which the process ends, whatever still runs in it.
+#: The server has its own bound below it; this is for threads that are no daemons.
+EXIT_GRACE = 0.75
+#: Seconds beyond the drain timeout after which workers are killed.
+WORKERS_GRACE = 0.9
+#: Seconds that their parent has after them.
+PARENT_GRACE = 0.1
+#: Seconds that a worker of the reloader has for its drain: somebody waits for the new code.
+RELOAD_DRAIN = 1.0
+#: The least that uvicorn gives HTTP requests at the end; at 0 it would not look at all.
+LEAST_GRACE = 0.05
+#: WebSocket routes that the banner names; ``flask websockets routes`` shows them all.
+ROUTES_SHOWN = 10
+
+#: The server's own, which uvicorn sets up.
+logger: logging.Logger = logging.getLogger("uvicorn.error")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to serve. :meth:`WebSockets.run` says what each means."""
+
+    host: str
+    port: int
+    workers: int
+    separate_channels: bool
+    cert: str | None
+    key: str | None
+    reload: bool
+    forwarded_allow_ips: str | None
+    compression: bool
+
+
+@dataclass(frozen=True)
+class Served:
+    """What is to be served. The extension makes it."""
+
+    #: The ASGI application.
+    app: Callable[..., Awaitable[None]]
+    config: Config
+    #: Has everybody leave within so many seconds.
+    drain: Callable[[float], Awaitable[None]]
+    #: How its users call the application.
+    name: str
+    #: The rules of its WebSocket routes.
+    rules: list[str]
+
+
+#: Finds the application again in a new process; can be pickled.
+Loader = Callable[[], Flask]
+
+
+@dataclass(frozen=True)
+class _Global:
+    """Finds an application that is a global variable, in another process."""
+
+    module: str
+    name: str
+
+    def __call__(self) -> Flask:
+        found: Flask = getattr(import_module(self.module), self.name)
+        return found
+
+
+def global_of(app: Flask) -> Loader:
+    """How a new process finds *app*: in the module that it is named after.
+
+    :raises UsageError: if it is not there.
+    """
+    if multiprocessing.parent_process() is not None and "__mp_main__" in sys.modules:
+        raise UsageError(
+            "This is a new process that imports the main module, to become a worker of another. "
+            'Put websockets.run() behind if __name__ == "__main__".'
+        )
+    module = sys.modules.get(app.import_name)
+    for name, value in vars(module or object).items():
+        if value is app:
+            # multiprocessing imports the main module anew, under both names.
+            return _Global(app.import_name, name)
+    raise UsageError(
+        f"Workers and the reloader load the application in new processes, and {app!r} is no "
+        f"global variable of the module {app.import_name!r} that it is named after. Make it one, "
+        "or use the command, which takes application factories as well: "
+        "flask --app 'module:create_app()' websockets serve."
+    )
+
+
+def serve(served: Served, options: Options, load: Loader | None, *, for_good: bool) -> int:
+    """Serve until a signal comes.
+
+    :param load: for workers and the reloader; may be None where there are none.
+    :param for_good: the process is there for this alone, and ends soon after it.
+    :returns: the exit code.
+    :raises ConfigurationError: for options that cannot be.
+    :raises OSError: if it cannot listen.
+    """
+    _validate(served, options)
+    timeout = served.config.drain_timeout
+    listener = listen(options.host, options.port, served.config.send_timeout)
+    try:
+        _print_banner(served, options, listener)
+        if load is None or (options.workers == 1 and not options.reload):
+            watchdog = Watchdog(timeout + EXIT_GRACE)
+            try:
+                return _serve_here(served, options, listener, watchdog)
+            finally:
+                if not for_good:
+                    watchdog.call_off()
+        work = _Work(load, options, listener)
+        config = uvicorn.Config("", reload=options.reload)  # sets up the log, too
+        if options.reload:
+            ChangeReload(config, target=work.reload, sockets=[listener.socket]).run()
+            code = 0
+        else:
+            code = Workers(options.workers, work.run, timeout + WORKERS_GRACE).run()
+        if for_good:
+            Watchdog(PARENT_GRACE, code).tell()
+        return code
+    finally:
+        listener.close()
+
+
+def _validate(served: Served, options: Options) -> None:
+    if options.workers < 1:
+        raise ConfigurationError(f"workers is a number of at least 1; got {options.workers}.")
+    if options.reload and options.workers > 1:
+        raise ConfigurationError("reload is for one worker; leave out one of the two.")
+    in_memory = served.config.backend_url == MEMORY_URL
+    if options.workers > 1 and in_memory and not options.separate_channels:
+        raise ConfigurationError(
+            f"{options.workers} workers would not share their channels: those live in each "
+            "process's own memory, and a message published in one worker never reaches the "
+            "connections of another. Limits and counters are per process as well. Serve with "
+            "one worker, or say separate_channels (--separate-channels) if the application can "
+            "do with that."
+        )
+    if options.key is not None and options.cert is None:
+        raise ConfigurationError("key (--key) is of no use without cert (--cert).")
+    if options.cert is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        try:
+            context.load_cert_chain(options.cert, options.key)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigurationError(
+                f"Cannot serve TLS with cert={options.cert!r}, key={options.key!r}: {error}. "
+                "Expected PEM files of a certificate, its chain and its key."
+            ) from None
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What a worker does. It is pickled on its way to the new process."""
+
+    load: Loader
+    options: Options
+    listener: Listener
+
+    def run(self, on_started: Callable[[], None]) -> None:
+        """Serve in this process, until the parent says stop."""
+        self._run(on_started, None)
+
+    def reload(self, sockets: Any) -> None:
+        """The same under uvicorn's reloader."""
+        self._run(lambda: None, RELOAD_DRAIN)
+
+    def _run(self, on_started: Callable[[], None], drain_timeout: float | None) -> None:
+        # A terminal's SIGINT goes to every process: the parent passes on what counts.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        parent = os.getppid()
+        app = self.load()
+        served: Served = app.extensions["websockets"].websockets.served(app)
+        if drain_timeout is not None:
+            served = replace(served, config=replace(served.config, drain_timeout=drain_timeout))
+        watchdog = Watchdog(served.config.drain_timeout + EXIT_GRACE)
+        sys.exit(_serve_here(served, self.options, self.listener, watchdog, parent, on_started))
+
+
+def _serve_here(
+    served: Served,
+    options: Options,
+    listener: Listener,
+    watchdog: Watchdog,
+    parent: int | None = None,
+    on_started: Callable[[], None] = lambda: None,
+) -> int:
+    """Serve in this process, which may be a worker of another."""
+    forwarded = options.forwarded_allow_ips
+    if forwarded is None and listener.is_unix:
+        forwarded = "*"  # who can connect there is on this machine, as 127.0.0.1 is
+    config = uvicorn.Config(
+        served.app,
+        ws_max_size=served.config.max_message_bytes,
+        ws_per_message_deflate=options.compression,
+        forwarded_allow_ips=forwarded,
+        ssl_certfile=options.cert,
+        ssl_keyfile=options.key,
+    )
+    config.load()
+    config.http_protocol_class = limit_heads(
+        config.http_protocol_class, served.config.handshake_timeout
+    )
+    server = _Server(config, served, watchdog, parent, on_started)
+    try:
+        # The flask command has pushed an application context, whose g would be everybody's.
+        contextvars.Context().run(server.run, [listener.socket])
+    except SystemExit as error:  # the application's startup failed, and uvicorn has logged it
+        return error.code if isinstance(error.code, int) else 1
+    return 0
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server with a drain before its shutdown, and an exit code of 0 after it."""
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        served: Served,
+        watchdog: Watchdog,
+        parent: int | None,
+        on_started: Callable[[], None],
+    ) -> None:
+        super().__init__(config)
+        self._served = served
+        self._watchdog = watchdog
+        self._parent = parent
+        self._on_started = on_started
+
+    async def startup(self, sockets: Any = None) -> None:
+        """Start, and say so."""
+        await super().startup(sockets)
+        self._on_started()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second. A worker does not outlive its parent."""
+        if self._parent is not None and os.getppid() != self._parent and not self.should_exit:
+            self.should_exit = True
+            self._watchdog.tell()
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: Any = None) -> None:
+        """Drain, then do what uvicorn does, both within the drain timeout."""
+        timeout = self._served.config.drain_timeout
+        deadline = time.monotonic() + timeout
+        logger.info("Draining: %g s at most (WEBSOCKETS_DRAIN_TIMEOUT)", timeout)
+        await self._served.drain(timeout)
+        left: Any = max(LEAST_GRACE, deadline - time.monotonic())
+        self.config.timeout_graceful_shutdown = left
+        await super().shutdown(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Signal handler. uvicorn's own would raise the signal once more at the end."""
+        if sig == signal.SIGINT and self._parent is not None:
+            return
+        self.should_exit = True
+        self._watchdog.tell()
+
+
+def _print_banner(served: Served, options: Options, listener: Listener) -> None:
+    secure = "s" if options.cert is not None else ""
+    lines = [
+        f"Serving Flask app {served.name!r} with flask-websockets {version('flask-websockets')} "
+        f"and uvicorn {uvicorn.__version__}",
+        f"HTTP on {listener.url('http' + secure)}",
+        f"WebSockets on {listener.url('ws' + secure)}",
+        *(f"  {rule}" for rule in served.rules[:ROUTES_SHOWN]),
+    ]
+    if len(served.rules) > ROUTES_SHOWN:
+        rest = len(served.rules) - ROUTES_SHOWN
+        lines.append(f"  and {rest} more: flask websockets routes")
+    if not served.rules:
+        lines.append("  none: no view has @websockets.route")
+    if options.workers > 1:
+        lines.append(
+            f"{options.workers} workers, each with channels, limits and counters of its own"
+        )
+    else:
+        lines.append("One worker; channels live in its memory")
+    lines.append("Press CTRL+C to quit")
+    for line in lines:
+        click.echo(f" * {line}", err=True)
