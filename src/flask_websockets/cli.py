@@ -107,7 +107,7 @@ def serve_command(info: ScriptInfo, /, **options: Any) -> None:
     served = app.extensions["websockets"].websockets.served(app)
     load = AppOfCommand(info.app_import_path, info.create_app)
     try:
-        code = serve(served, Options(**options), load, for_good=True)
+        code = serve(served, Options(**options), load=load, for_good=True)
     except ConfigurationError as error:
         raise click.UsageError(str(error)) from None
     except OSError as error:

@@ -29,7 +29,7 @@ from .errors import (
 )
 from .protocol import message_bytes, validate_token
 from .runtime import Runtime
-from .servers.serve import Options, Served, global_of, serve
+from .servers.serve import Options, Served, serve
 from .servers.werkzeug import DevelopmentLoop, DevelopmentServer
 from .subscription import Subscription
 from .views import Route, View, seal_session, spare_async_views, view_function
@@ -389,7 +389,6 @@ class WebSockets:
             )
             return
         app = self._only_app() if app is None else app
-        load = global_of(app) if reload or workers > 1 else None
         options = Options(
             host=host,
             port=port,
@@ -401,7 +400,7 @@ class WebSockets:
             forwarded_allow_ips=forwarded_allow_ips,
             compression=compression,
         )
-        code = serve(self.served(app), options, load, for_good=False)
+        code = serve(self.served(app), options)
         if code:
             raise SystemExit(code)
 
@@ -424,7 +423,7 @@ class WebSockets:
         asgi = self.asgi_app(app)
         rules = [rule.rule for rule in app.url_map.iter_rules() if rule.websocket]
         config = app.extensions["websockets"].config
-        return Served(asgi, config, self._drain, app.import_name, rules)
+        return Served(asgi, app, config, self._drain, rules)
 
     async def _drain(self, timeout: float) -> None:
         """Loop. Have everybody leave, because the server is about to stop."""

@@ -74,11 +74,10 @@ class Served:
 
     #: The ASGI application.
     app: Callable[..., Awaitable[None]]
+    flask: Flask
     config: Config
     #: Has everybody leave within so many seconds.
     drain: Callable[[float], Awaitable[None]]
-    #: How its users call the application.
-    name: str
     #: The rules of its WebSocket routes.
     rules: list[str]
 
@@ -122,21 +121,27 @@ def global_of(app: Flask) -> Loader:
     )
 
 
-def serve(served: Served, options: Options, load: Loader | None, *, for_good: bool) -> int:
+def serve(
+    served: Served, options: Options, *, load: Loader | None = None, for_good: bool = False
+) -> int:
     """Serve until a signal comes.
 
-    :param load: for workers and the reloader; may be None where there are none.
+    :param load: for workers and the reloader; else they look for a global variable.
     :param for_good: the process is there for this alone, and ends soon after it.
     :returns: the exit code.
     :raises ConfigurationError: for options that cannot be.
+    :raises UsageError: if workers or the reloader could not find the application.
     :raises OSError: if it cannot listen.
     """
     _validate(served, options)
+    here = options.workers == 1 and not options.reload
+    if load is None and not here:
+        load = global_of(served.flask)
     timeout = served.config.drain_timeout
     listener = listen(options.host, options.port, served.config.send_timeout)
     try:
         _print_banner(served, options, listener)
-        if load is None or (options.workers == 1 and not options.reload):
+        if load is None or here:
             watchdog = Watchdog(timeout + EXIT_GRACE)
             try:
                 return _serve_here(served, options, listener, watchdog)
@@ -158,6 +163,8 @@ def serve(served: Served, options: Options, load: Loader | None, *, for_good: bo
 
 
 def _validate(served: Served, options: Options) -> None:
+    if not 0 <= options.port <= 65535:
+        raise ConfigurationError(f"port is a number from 0 to 65535; got {options.port}.")
     if options.workers < 1:
         raise ConfigurationError(f"workers is a number of at least 1; got {options.workers}.")
     if options.reload and options.workers > 1:
@@ -295,8 +302,8 @@ class _Server(uvicorn.Server):
 def _print_banner(served: Served, options: Options, listener: Listener) -> None:
     secure = "s" if options.cert is not None else ""
     lines = [
-        f"Serving Flask app {served.name!r} with flask-websockets {version('flask-websockets')} "
-        f"and uvicorn {uvicorn.__version__}",
+        f"Serving Flask app {served.flask.import_name!r} with flask-websockets "
+        f"{version('flask-websockets')} and uvicorn {uvicorn.__version__}",
         f"HTTP on {listener.url('http' + secure)}",
         f"WebSockets on {listener.url('ws' + secure)}",
         *(f"  {rule}" for rule in served.rules[:ROUTES_SHOWN]),
