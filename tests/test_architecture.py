@@ -147,14 +147,15 @@ THE_LAW = {
     "servers.serve": Law(
         BOTH,
         {
-            *("config", "errors", "servers.listen", "servers.uvicorn", "servers.watchdog"),
-            "servers.workers",
+            *("config", "errors", "servers.draining", "servers.listen", "servers.uvicorn"),
+            *("servers.watchdog", "servers.workers"),
         },
         {
             *("click", "contextvars", "flask", "multiprocessing", "uvicorn"),
             "uvicorn.supervisors",
         },
     ),
+    "servers.draining": Law(LOOP, {"config", "servers.watchdog"}, {"asyncio", "uvicorn"}),
     "servers.watchdog": Law(BOTH, set(), {"queue", "threading"}),
     "servers.workers": Law(
         BOTH,
@@ -393,7 +394,7 @@ class TestSides:
         """Nobody makes a module two-sided by changing its row alone."""
         assert set(on(LOOP)) == {
             *("asgi", "channels", "connection", "http", "running_view", "runtime"),
-            "servers.uvicorn",
+            *("servers.draining", "servers.uvicorn"),
         }
         assert set(on(VIEW)) == {"answers", "views", "websocket"}
         assert set(on(ANY)) == {"extension", "servers.listen", "subscription"}

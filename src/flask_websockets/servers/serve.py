@@ -9,18 +9,16 @@ load the application anew.
 from __future__ import annotations
 
 import contextvars
-import logging
 import multiprocessing
 import os
 import signal
 import ssl
 import sys
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from importlib.metadata import version
-from types import FrameType
 from typing import Any
 
 import click
@@ -30,6 +28,7 @@ from uvicorn.supervisors import ChangeReload
 
 from ..config import MEMORY_URL, Config
 from ..errors import ConfigurationError, UsageError
+from .draining import DrainingServer
 from .listen import Listener, listen
 from .uvicorn import limit_heads
 from .watchdog import Watchdog
@@ -37,20 +36,15 @@ from .workers import Workers
 
 #: Seconds beyond the drain timeout after which the process ends, whatever still runs in it.
 #: The server has its own bound below it; this is for threads that are no daemons.
-EXIT_GRACE = 0.75
+EXIT_GRACE = 0.6
 #: Seconds beyond the drain timeout after which workers are killed.
-WORKERS_GRACE = 0.9
+WORKERS_GRACE = 0.8
 #: Seconds that their parent has after them.
 PARENT_GRACE = 0.1
 #: Seconds that a worker of the reloader has for its drain: somebody waits for the new code.
 RELOAD_DRAIN = 1.0
-#: The least that uvicorn gives HTTP requests at the end; at 0 it would not look at all.
-LEAST_GRACE = 0.05
 #: WebSocket routes that the banner names; ``flask websockets routes`` shows them all.
 ROUTES_SHOWN = 10
-
-#: The server's own, which uvicorn sets up.
-logger: logging.Logger = logging.getLogger("uvicorn.error")
 
 
 @dataclass(frozen=True)
@@ -140,21 +134,23 @@ def serve(
     timeout = served.config.drain_timeout
     listener = listen(options.host, options.port, served.config.send_timeout)
     try:
-        _print_banner(served, options, listener)
+        # From the banner on, which says how to stop it, a signal is a normal end.
+        banner = partial(_print_banner, served, options, listener)
         if load is None or here:
             watchdog = Watchdog(timeout + EXIT_GRACE)
             try:
-                return _serve_here(served, options, listener, watchdog)
+                return _serve_here(served, options, listener, watchdog, on_started=banner)
             finally:
                 if not for_good:
                     watchdog.call_off()
         work = _Work(load, options, listener)
         config = uvicorn.Config("", reload=options.reload)  # sets up the log, too
         if options.reload:
+            banner()
             ChangeReload(config, target=work.reload, sockets=[listener.socket]).run()
             code = 0
         else:
-            code = Workers(options.workers, work.run, timeout + WORKERS_GRACE).run()
+            code = Workers(options.workers, work.run, timeout + WORKERS_GRACE).run(banner)
         if for_good:
             Watchdog(PARENT_GRACE, code).tell()
         return code
@@ -243,60 +239,13 @@ def _serve_here(
     config.http_protocol_class = limit_heads(
         config.http_protocol_class, served.config.handshake_timeout
     )
-    server = _Server(config, served, watchdog, parent, on_started)
+    server = DrainingServer(config, served.config, served.drain, watchdog, parent, on_started)
     try:
         # The flask command has pushed an application context, whose g would be everybody's.
         contextvars.Context().run(server.run, [listener.socket])
     except SystemExit as error:  # the application's startup failed, and uvicorn has logged it
         return error.code if isinstance(error.code, int) else 1
     return 0
-
-
-class _Server(uvicorn.Server):
-    """uvicorn's server with a drain before its shutdown, and an exit code of 0 after it."""
-
-    def __init__(
-        self,
-        config: uvicorn.Config,
-        served: Served,
-        watchdog: Watchdog,
-        parent: int | None,
-        on_started: Callable[[], None],
-    ) -> None:
-        super().__init__(config)
-        self._served = served
-        self._watchdog = watchdog
-        self._parent = parent
-        self._on_started = on_started
-
-    async def startup(self, sockets: Any = None) -> None:
-        """Start, and say so."""
-        await super().startup(sockets)
-        self._on_started()
-
-    async def on_tick(self, counter: int) -> bool:
-        """Ten times a second. A worker does not outlive its parent."""
-        if self._parent is not None and os.getppid() != self._parent and not self.should_exit:
-            self.should_exit = True
-            self._watchdog.tell()
-        return await super().on_tick(counter)
-
-    async def shutdown(self, sockets: Any = None) -> None:
-        """Drain, then do what uvicorn does, both within the drain timeout."""
-        timeout = self._served.config.drain_timeout
-        deadline = time.monotonic() + timeout
-        logger.info("Draining: %g s at most (WEBSOCKETS_DRAIN_TIMEOUT)", timeout)
-        await self._served.drain(timeout)
-        left: Any = max(LEAST_GRACE, deadline - time.monotonic())
-        self.config.timeout_graceful_shutdown = left
-        await super().shutdown(sockets)
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Signal handler. uvicorn's own would raise the signal once more at the end."""
-        if sig == signal.SIGINT and self._parent is not None:
-            return
-        self.should_exit = True
-        self._watchdog.tell()
 
 
 def _print_banner(served: Served, options: Options, listener: Listener) -> None:

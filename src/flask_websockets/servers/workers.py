@@ -98,9 +98,10 @@ class Workers:
         self._patience = patience
         self._signals = 0
 
-    def run(self) -> int:
+    def run(self, on_start: Callable[[], None]) -> int:
         """Serve until a signal comes, or a worker cannot start.
 
+        :param on_start: called when signals are heard.
         :returns: the exit code.
         """
         rung, bell = socket.socketpair()
@@ -110,6 +111,7 @@ class Workers:
         previous_bell = signal.set_wakeup_fd(bell.fileno())
         workers: list[_Worker] = []
         try:
+            on_start()
             workers.extend(_Worker(self._work) for _ in range(self._count))
             return self._keep(workers, rung)
         finally:
