@@ -86,7 +86,7 @@ THE_LAW = {
     "wsgi": Law(
         BOTH,
         {"bridge", "environ", "protocol"},
-        {"asgiref.wsgi", "werkzeug.exceptions", "werkzeug.wsgi"},
+        {"asgiref.wsgi", "contextvars", "flask", "werkzeug.exceptions", "werkzeug.wsgi"},
     ),
     # Loop side: coroutines and what they call. Never blocks.
     "asgi": Law(
@@ -115,7 +115,7 @@ THE_LAW = {
     "http": Law(
         LOOP,
         {"bridge", "counters", "environ", "protocol", "servers.uvicorn", "wsgi"},
-        {"anyio", "anyio.lowlevel", "asgiref.wsgi", "contextvars"},
+        {"anyio", "anyio.lowlevel", "asgiref.wsgi"},
     ),
     "servers.uvicorn": Law(LOOP, {"bridge"}, {"asyncio", "contextvars"}),
     # View side: blocking code in a thread of Flask's. Never touches the loop.
@@ -126,10 +126,8 @@ THE_LAW = {
     ),
     "answers": Law(
         VIEW,
-        {"bridge", "environ", "errors", "protocol"},
-        {
-            *("contextvars", "flask", "werkzeug.exceptions", "werkzeug.routing"),
-        },
+        {"bridge", "environ", "errors", "protocol", "wsgi"},
+        {"flask", "werkzeug.exceptions", "werkzeug.routing"},
     ),
     "cli": Law(BOTH, {"errors", "servers.serve"}, {"click", "flask", "flask.cli"}),
     "websocket": Law(VIEW, {"bridge", "environ", "errors", "protocol"}, {"flask", "msgpack"}),

@@ -839,6 +839,36 @@ def test_i5_a_view_that_is_cancelled_while_it_is_accepted(run, app):
     run(main)
 
 
+def test_a_teardown_without_a_thread(run, app, monkeypatch, caplog):
+    """Where the system has no thread left at the end of a view, its teardown runs all the same."""
+    websockets, asgi = make(app)
+    seen = []
+    app.teardown_request(lambda error: seen.append(("teardown", error)))
+
+    @websockets.route("/ws")
+    async def view(ws):
+        await ws.receive()
+
+    def start(thread):
+        raise RuntimeError("can't start new thread")
+
+    async def main():
+        async with connection(asgi, "/ws") as peer:
+            assert await peer.get_status() == 101
+            # The handshake's thread may still be at its end, and needs no start.
+            await wait_until(lambda: websockets.stats().view_threads == 0)
+            with monkeypatch.context() as patch:
+                patch.setattr(threading.Thread, "start", start)
+                peer.send("end")
+                assert await closed(peer) == (1000, "")
+                await returned(peer)
+        assert seen == [("teardown", None)]
+        assert websockets.stats().view_tasks == websockets.stats().view_threads == 0
+
+    run(main)
+    assert "The teardown of /ws runs on the event loop: can't start new thread" in caplog.text
+
+
 @pytest.mark.parametrize("hook", ["before_request", "after_request", "teardown_request"])
 def test_i3_a_blocking_hook_does_not_stop_the_loop(run, app, hook):
     """While a hook of one connection blocks its thread, another connection echoes."""

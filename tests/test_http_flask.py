@@ -244,6 +244,29 @@ def test_the_next_request_of_a_connection_sees_nothing_of_the_last(run, app):
     run(main)
 
 
+def test_a_server_within_an_application_context(run, app):
+    """Its ``g`` is not everybody's, and teardown functions run for each request."""
+    ends: list[object] = []
+
+    @app.teardown_appcontext
+    def teardown(error):
+        ends.append(error)
+
+    @app.get("/")
+    def view():
+        g.number = g.get("number", 0) + 1
+        return str(g.number)
+
+    asgi = make(app)
+
+    async def main():
+        assert [(await fetch(asgi)).text for _ in range(3)] == ["1", "1", "1"]
+
+    with app.app_context():
+        run(main)
+        assert ends == [None] * 3
+
+
 def test_call_generator_and_close_run_in_one_thread(run, app):
     """Iterables bound to their thread, such as SQLite's cursors, may be used."""
     threads: dict[str, set[int]] = {}

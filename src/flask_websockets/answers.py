@@ -7,13 +7,12 @@ accepted is the answer to the handshake.
 
 from __future__ import annotations
 
-import contextvars
 import inspect
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from flask import current_app, has_app_context, request
+from flask import current_app, request
 from werkzeug.exceptions import Forbidden, HTTPException, MethodNotAllowed
 from werkzeug.routing import WebsocketMismatch
 
@@ -21,6 +20,7 @@ from .bridge import Handshake, Link
 from .environ import WEBSOCKET, WSGIEnviron, origin_allowed
 from .errors import ConnectionClosed
 from .protocol import Pairs, State
+from .wsgi import own_context
 
 logger: logging.Logger = logging.getLogger("flask_websockets")
 
@@ -38,8 +38,7 @@ def answer(
 
     :returns: what came out of the application: nothing, unless it propagates exceptions.
     """
-    # The server may have been started within an application context: its g is not ours.
-    context = contextvars.Context() if has_app_context() else contextvars.copy_context()
+    context = own_context()
     handshake = Handshake(link, offered, context)
     environ[WEBSOCKET] = handshake
     try:

@@ -8,7 +8,6 @@ task's context, and the two sides meet in a :class:`~.bridge.Pipe`.
 
 from __future__ import annotations
 
-import contextvars
 from collections.abc import Awaitable, Callable
 from functools import partial
 
@@ -21,7 +20,7 @@ from .counters import Counters
 from .environ import Scope, WSGIEnviron, build_environ
 from .protocol import plain_response, unavailable
 from .servers import uvicorn
-from .wsgi import Call, FileWrapper, WSGIApp, open_body
+from .wsgi import Call, FileWrapper, WSGIApp, open_body, own_context
 
 #: Seconds that a server gets to tell us of an end that we have caused.
 END_TIMEOUT = 1.0
@@ -74,8 +73,7 @@ class HttpAdapter(WsgiToAsgi):
                 pipe.hold()  # the server sends 100 when we receive (RFC 9110 section 10.1.1)
             environ["wsgi.input"] = open_body(pipe, body)
             environ["wsgi.file_wrapper"] = FileWrapper
-            # A copy: what the view sets must not reach the next request of this connection.
-            context = contextvars.copy_context()
+            context = own_context()
             if not self._pool.submit(partial(context.run, call.run_wsgi_app, environ)):
                 counters.http_refused += 1
                 call.answer(unavailable("The server is too busy."))

@@ -161,8 +161,13 @@ class RunningView:
                     self._holds_place = True
                 try:
                     self._start_thread(finish)
-                except RuntimeError:
-                    logger.exception("No thread is left for the teardown of %s", self._path)
+                except RuntimeError as error:
+                    # Blocking for once is better than a database connection that stays away.
+                    # From Python 3.12 on a process that ends starts no threads.
+                    logger.warning(
+                        "The teardown of %s runs on the event loop: %s", self._path, error
+                    )
+                    self.error = finish()
         finally:
             self._task = None
             self._counters.view_tasks -= 1

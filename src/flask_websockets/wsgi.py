@@ -6,6 +6,7 @@ passes on through a :class:`~.bridge.Pipe`, as the application makes it.
 
 from __future__ import annotations
 
+import contextvars
 import io
 from collections.abc import Callable, Iterable
 from types import TracebackType
@@ -13,6 +14,7 @@ from typing import IO, Any
 
 import werkzeug.wsgi
 from asgiref.wsgi import WsgiToAsgiInstance
+from flask import has_app_context
 from werkzeug.exceptions import ClientDisconnected, RequestTimeout
 
 from .bridge import ASGIMessage, Pipe
@@ -31,6 +33,16 @@ BODY_TIMEOUT = 60.0
 
 WSGIApp = Callable[..., Iterable[bytes]]
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None]
+
+
+def own_context() -> contextvars.Context:
+    """Loop or thread. A context for one call: the server's variables are seen in it, and nothing
+    that is set in it is seen elsewhere.
+
+    A server that was started within an application context has that in its own: its ``g`` would
+    be everybody's.
+    """
+    return contextvars.Context() if has_app_context() else contextvars.copy_context()
 
 
 class RequestBody(io.RawIOBase):
