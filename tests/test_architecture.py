@@ -150,7 +150,7 @@ THE_LAW = {
         },
         {
             *("click", "contextvars", "flask", "multiprocessing", "uvicorn"),
-            "uvicorn.supervisors",
+            *("uvicorn.supervisors", "uvicorn.supervisors.statreload"),
         },
     ),
     "servers.draining": Law(LOOP, {"config", "servers.watchdog"}, {"asyncio", "uvicorn"}),

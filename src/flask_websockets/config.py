@@ -15,6 +15,9 @@ from .environ import parse_origin
 from .errors import ConfigurationError
 
 PREFIX = "WEBSOCKETS_"
+#: FLASK_WEBSOCKETS_SERVE_PORT and its like are options of the command, by Flask's own rule; what
+#: is left of them in a configuration is no setting.
+SERVE_PREFIX = "WEBSOCKETS_SERVE_"
 MEMORY_URL = "memory://"
 
 InboxFull = Literal["pause", "close", "drop_newest"]
@@ -71,7 +74,7 @@ class Config:
         known = {PREFIX + field.name.upper(): field for field in fields(cls)}
         values: dict[str, Any] = {}
         for key, value in mapping.items():
-            if not key.startswith(PREFIX):
+            if not key.startswith(PREFIX) or key.startswith(SERVE_PREFIX):
                 continue
             if key not in known:
                 warnings.warn(

@@ -25,6 +25,7 @@ import click
 import uvicorn
 from flask import Flask
 from uvicorn.supervisors import ChangeReload
+from uvicorn.supervisors.statreload import StatReload
 
 from ..config import MEMORY_URL, Config
 from ..errors import ConfigurationError, UsageError
@@ -147,7 +148,12 @@ def serve(
         config = uvicorn.Config("", reload=options.reload)  # sets up the log, too
         if options.reload:
             banner()
-            ChangeReload(config, target=work.reload, sockets=[listener.socket]).run()
+            reloader = ChangeReload(config, target=work.reload, sockets=[listener.socket])
+            if isinstance(reloader, StatReload):
+                # Or it would look for the first time a moment after the start, and never see
+                # what was saved before that.
+                reloader.should_restart()
+            reloader.run()
             code = 0
         else:
             code = Workers(options.workers, work.run, timeout + WORKERS_GRACE).run(banner)

@@ -17,8 +17,9 @@ from multiprocessing.context import SpawnProcess
 from types import FrameType
 from typing import Any
 
-#: Seconds between two starts of the same worker, so that one which always dies costs little.
-RESTART_INTERVAL = 1.0
+#: Seconds between two starts of the same worker, so that one which always dies costs little:
+#: twice as many after each that could not even start.
+RESTART_INTERVAL, MAX_RESTART_INTERVAL = 1.0, 60.0
 #: The exit code where a worker could not start; uvicorn's own.
 STARTUP_FAILURE = 3
 
@@ -109,40 +110,37 @@ class Workers:
         rung.setblocking(False)
         previous = {number: signal.signal(number, self._heard) for number in STOPPING_SIGNALS}
         previous_bell = signal.set_wakeup_fd(bell.fileno())
-        workers: list[_Worker] = []
         try:
             on_start()
-            workers.extend(_Worker(self._work) for _ in range(self._count))
-            return self._keep(workers, rung)
+            places = [_Place(self._work) for _ in range(self._count)]
+            started = self._keep(places, rung)
+            self._stop([place.worker for place in places if place.worker is not None], rung)
         finally:
             signal.set_wakeup_fd(previous_bell)
             for number, handler in previous.items():
                 signal.signal(number, handler)
             rung.close()
             bell.close()
+        if not started:
+            return STARTUP_FAILURE
+        return 0 if self._signals == 1 else 1
 
     def _heard(self, number: int, frame: FrameType | None) -> None:
         """Signal handler. The first one stops, the second one ends."""
         self._signals += 1
 
-    def _keep(self, workers: list[_Worker], rung: socket.socket) -> int:
+    def _keep(self, places: list[_Place], rung: socket.socket) -> bool:
+        """Replace workers that die, until a signal comes; False if one cannot even start."""
         while not self._signals:
-            wait([rung, *(worker.sentinel for worker in workers)])
-            for number, worker in enumerate(workers):
-                if worker.exitcode is None or self._signals:
-                    continue
-                if not worker.has_started:
-                    logger.error("Worker %s could not start; the others end", worker.pid)
-                    self._stop(workers, rung)
-                    return STARTUP_FAILURE
-                logger.error("Worker %s died (exit code %s)", worker.pid, worker.exitcode)
-                worker.end(0)
-                pause = worker.born + RESTART_INTERVAL - time.monotonic()
-                if pause > 0:
-                    wait([rung], pause)
-                workers[number] = _Worker(self._work)
-        self._stop(workers, rung)
-        return 0 if self._signals == 1 else 1
+            now = time.monotonic()
+            for place in places:
+                if not place.look_after(now):
+                    return False
+            alive = [place.worker.sentinel for place in places if place.worker is not None]
+            due = [place.due for place in places if place.worker is None]
+            wait([rung, *alive], max(0, min(due) - now) if due else None)
+            _drain_bell(rung)
+        return True
 
     def _stop(self, workers: list[_Worker], rung: socket.socket) -> None:
         signals, deadline = max(1, self._signals), time.monotonic() + self._patience
@@ -150,11 +148,44 @@ class Workers:
             worker.tell()
         alive = list(workers)
         while alive and time.monotonic() < deadline and self._signals <= signals:
-            _drain_bell(rung)
             wait([rung, *(worker.sentinel for worker in alive)], deadline - time.monotonic())
+            _drain_bell(rung)
             alive = [worker for worker in alive if worker.exitcode is None]
         for worker in workers:
             worker.end(0)
+
+
+class _Place:
+    """Parent. Where one worker is, and after it another."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self._interval: float | None = None  # to its next start, once it has served
+        #: When the next worker starts, where there is none.
+        self.due: float = 0.0
+        self.worker: _Worker | None = _Worker(work)
+
+    def look_after(self, now: float) -> bool:
+        """Replace a worker that died; False if none has ever started here."""
+        worker = self.worker
+        if worker is None:
+            if now >= self.due:
+                self.worker = _Worker(self._work)
+        elif worker.exitcode is not None:
+            if worker.has_started:
+                self._interval = RESTART_INTERVAL
+            elif self._interval is not None:
+                self._interval = min(2 * self._interval, MAX_RESTART_INTERVAL)
+            else:
+                logger.error("Worker %s could not start; the others end", worker.pid)
+                return False
+            self.due, self.worker = worker.born + self._interval, None
+            logger.error(
+                "Worker %s died (exit code %s); another starts", worker.pid, worker.exitcode
+            )
+            worker.end(0)
+            return self.look_after(now)
+        return True
 
 
 def _drain_bell(rung: socket.socket) -> None:
