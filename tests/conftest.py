@@ -14,6 +14,15 @@ from flask_websockets import WebSockets
 from flask_websockets.testing import WebSocketClient
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--servers",
+        default="",
+        metavar="all|NAME,NAME",
+        help="run the behaviour suite and the endings on these servers, all of them installed",
+    )
+
+
 @pytest.fixture
 def app() -> Flask:
     app = Flask("tests")

@@ -36,6 +36,10 @@ WSGIApp = Callable[..., Iterable[bytes]]
 GOODBYES = frozenset({"websocket.close", "websocket.http.response.body"})
 
 
+#: From here on close codes are not the protocol's own (RFC 6455, section 7.4.2).
+PRIVATE_CODES = 3000
+
+
 @dataclass(frozen=True)
 class Upgrade:
     """A handshake that is already under way in this process, and where it goes on.
@@ -192,7 +196,9 @@ class Connection:
                         # A pending receive holds back the close frame on granian.
                         self._reading.cancel()
                         await anyio.lowlevel.checkpoint()
-                    sending = send(item)  # type: ignore[assignment]
+                        sending = self._say_goodbye(item)
+                    else:
+                        sending = send(item)  # type: ignore[assignment]
                 deadline.deadline = anyio.current_time() + link.config.send_timeout
                 try:
                     await sending
@@ -212,6 +218,15 @@ class Connection:
         if deadline.cancelled_caught:
             self._counters.send_timeouts += 1
             self.cut()
+
+    async def _say_goodbye(self, message: ASGIMessage) -> None:
+        """Writer. daphne sends 1000 and 3000 to 4999 only, and leaves the connection open else."""
+        try:
+            await self._send(message)
+        except Exception:
+            if not 1000 < message["code"] < PRIVATE_CODES:
+                raise
+            await self._send({**message, "code": PRIVATE_CODES + message["code"]})
 
     def _accepted(self) -> None:
         """Writer. The peer has its 101: from here on messages may take the short way."""

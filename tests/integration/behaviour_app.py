@@ -112,6 +112,8 @@ class NotedSessions(SecureCookieSessionInterface):
 
 for logger in (logging.getLogger("flask_websockets"), logging.getLogger(app.name)):
     logger.addHandler(NotedRecords())
+    # A server's log is to have what the server says; daphne prints what the root logger gets.
+    logger.propagate = bool(__package__)
 app.session_interface = NotedSessions()
 
 
@@ -258,7 +260,7 @@ def _sync_twin(view: Callable[..., Any]) -> Callable[..., Any]:
     ]
     made: dict[str, Any] = {}
     code = compile(ast.fix_missing_locations(_WithoutAwaits().visit(tree)), __file__, "exec")
-    exec(code, globals(), made)
+    exec(code, view.__globals__, made)
     twin: Callable[..., Any] = made[definition.name]
     return twin
 

@@ -1,25 +1,29 @@
 """The drivers of the behaviour suite: who serves ``behaviour_app``, and who speaks to it.
 
 A driver is all that a test knows of a server: it opens WebSockets, asks HTTP, and reads what
-the application noted under the test's key. To run the suite on one more server, add a driver
-here; what is known to fail on it stands in :data:`KNOWN`.
+the application noted under the test's key. The servers, and what is known to fail on them, stand in
+``known_servers.py``.
 """
 
 from __future__ import annotations
 
 import http.client
 import json
+import os
 import shutil
+import signal
 import socket
 import sys
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from http.cookies import SimpleCookie
+from importlib.metadata import version
 from json import dumps
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -30,26 +34,14 @@ from websockets.sync.client import connect
 from flask_websockets import ConnectionClosed, ConnectionRejected
 from flask_websockets.testing import ClientConnection as OurConnection
 
-from .conftest import IMPLEMENTATIONS, ServerProcess, free_port, wait_until
+from .conftest import ServerProcess, free_port, wait_until
+from .known_servers import BY_DEFAULT, SERVER_OF, Server, known
 
 #: Seconds that anything may take.
 TIMEOUT = 10.0
 
 #: What a test writes into a path and its query as it is to be sent.
 SAFE = "/?&=%+"
-
-
-class Known(NamedTuple):
-    """A case that cannot pass on a server; one that starts to pass fails the suite."""
-
-    #: The test's name, with its parameters but without the driver: ``test_x[sync]``; or without.
-    case: str
-    driver: str
-    version: str
-    reason: str
-
-
-KNOWN: list[Known] = []
 
 
 class Headers(list[tuple[str, str]]):
@@ -171,6 +163,10 @@ class Driver:
 
     #: Whether the server passes on the response to a handshake; else the client gets 403.
     denial_responses = True
+    #: Whether a client gets every code, and the reason, of the application's close.
+    close_code = close_reason = True
+    #: Whether a view gets the code and the reason of the client's close.
+    client_code = client_reason = True
 
     def __init__(self) -> None:
         self.key = uuid.uuid4().hex
@@ -203,6 +199,16 @@ class Driver:
     def status(self, status: int) -> int:
         """What a client sees when the application refuses with *status*."""
         return status if self.denial_responses else 403
+
+    def at_client(self, code: int, reason: str) -> tuple[int, str]:
+        """What a client sees when the application closes with *code* and *reason*."""
+        if not self.close_code and 1000 < code < 3000:
+            code += 3000  # the next best, as the reference of the close codes says
+        return code, reason if self.close_reason else ""
+
+    def at_view(self, code: int, reason: str) -> tuple[int, str]:
+        """What a view sees when the client closes with *code* and *reason*."""
+        return code if self.client_code else 1006, reason if self.client_reason else ""
 
     def get(self, path: str, **options: Any) -> Answer:
         return self.request("GET", quote(path, safe=SAFE), **options)
@@ -352,9 +358,12 @@ class _InProcessConnection(Connection):
 class OverTheWire(Driver):
     """A server in a process of its own; the websockets library and ``http.client`` speak to it."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, server: Server) -> None:
         super().__init__()
-        self._port = port
+        self.port = port
+        self.denial_responses = server.denial_responses
+        self.close_code, self.close_reason = server.close_code, server.close_reason
+        self.client_code, self.client_reason = server.client_code, server.client_reason
         self._cookies: dict[str, str] = {}
 
     @contextmanager
@@ -365,8 +374,8 @@ class OverTheWire(Driver):
         subprotocols: Sequence[str],
         host: str | None,
     ) -> Iterator[Connection]:
-        address = ("127.0.0.1", self._port)
-        uri = f"ws://{host or f'127.0.0.1:{self._port}'}{path}"
+        address = ("127.0.0.1", self.port)
+        uri = f"ws://{host or f'127.0.0.1:{self.port}'}{path}"
         with socket.create_connection(address, TIMEOUT) as sock, ExitStack() as stack:
             sock.settimeout(None)
             try:
@@ -407,7 +416,7 @@ class OverTheWire(Driver):
         if json is not None:
             sent["Content-Type"] = "application/json"
             body = dumps(json)
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=TIMEOUT)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=TIMEOUT)
         try:
             connection.request(method, path, body, sent)
             response = connection.getresponse()
@@ -467,49 +476,82 @@ def in_process(directory: Path) -> Iterator[Serving]:
     yield Serving("client", InProcess)
 
 
-def over_the_wire(
-    name: str, command: Sequence[str]
-) -> Callable[[Path], AbstractContextManager[Serving]]:
-    """A server that is started with *command*, with ``{port}`` in it, beside the application."""
-
-    @contextmanager
-    def serve(directory: Path) -> Iterator[Serving]:
-        shutil.copy(Path(__file__).with_name("behaviour_app.py"), directory)
-        port = free_port()
-        filled = [part.replace("{port}", str(port)) for part in command]
-        # Warnings are errors in the server as well.
-        filled = [sys.executable, "-W", "error", "-m", *filled]
-        process = ServerProcess(filled, port, directory / "log.txt", directory)
-        try:
-            process.wait_until_listening()
-            yield Serving(name, lambda: OverTheWire(port), process.log)
-            process.stop()
-            # What a view raises is noted, not printed: this is somebody else's.
-            log = process.log()
-            assert "Traceback" not in log and "Exception" not in log, log
-        finally:
-            process.kill()
-
-    return serve
+@contextmanager
+def over_the_wire(name: str, directory: Path, app: str = "behaviour_app:asgi") -> Iterator[Serving]:
+    """A server of the matrix, started beside the application."""
+    with started(name, app, directory) as process:
+        server, port = SERVER_OF[name], process.port
+        yield Serving(name, lambda: OverTheWire(port, server), process.log)
+        process.stop()
+        # What a view raises is noted, not printed: this is somebody else's.
+        log = process.log()
+        assert "Traceback" not in log and "Exception" not in log, log
 
 
-UVICORN = ["uvicorn", "--port", "{port}", "--no-access-log", "--timeout-graceful-shutdown", "3"]
+@contextmanager
+def started(name: str, app: str, directory: Path) -> Iterator[ServerProcess]:
+    """The process of a server of the matrix that serves *app*, of a module beside this one."""
+    for module in {"behaviour_app", app.split(":")[0]}:
+        shutil.copy(Path(__file__).with_name(f"{module}.py"), directory)
+    server, port = SERVER_OF[name], free_port()
+    # Not installed is a failure: whoever asks for a server wants it tested.
+    version(server.distribution)
+    command = [part.replace("{port}", str(port)) for part in server.command(name, app)]
+    # Warnings are errors in the server as well.
+    interpreter = [sys.executable, "-W", "error", *server.interpreter_options, "-m"]
+    process = ServerProcess([*interpreter, *command], port, directory / "log.txt", directory)
+    try:
+        process.wait_until_listening()
+        yield process
+    finally:
+        workers = children(process.pid)
+        process.kill()
+        for pid in workers:  # those of a server that was killed have nobody left
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def children(pid: int) -> list[int]:
+    """The processes below one that runs, at any depth."""
+    found = []
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            found += [int(child) for child in (task / "children").read_text().split()]
+    return [*found, *(deeper for child in found for deeper in children(child))]
+
 
 DRIVERS: dict[str, Callable[[Path], AbstractContextManager[Serving]]] = {
     "client": in_process,
-    **{
-        f"uvicorn-{name}": over_the_wire(
-            f"uvicorn-{name}", [*UVICORN, *options, "behaviour_app:asgi"]
-        )
-        for name, options in IMPLEMENTATIONS.items()
-    },
+    **{name: partial(over_the_wire, name) for name in SERVER_OF},
 }
 
 
 # --- Fixtures, which a module of the suite takes by name -----------------------------------------
 
 
-@pytest.fixture(scope="module", params=DRIVERS)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a module that has this function on the servers of ``--servers``."""
+    if "serving" in metafunc.fixturenames:
+        names = chosen(metafunc.config.getoption("--servers"))
+        metafunc.parametrize("serving", names, indirect=True, scope="module")
+
+
+def chosen(servers: str) -> list[str]:
+    """The drivers that ``--servers`` names.
+
+    :raises pytest.UsageError: if there is no such driver.
+    """
+    if not servers:
+        return BY_DEFAULT
+    names = list(DRIVERS) if servers == "all" else servers.split(",")
+    if unknown := [name for name in names if name not in DRIVERS]:
+        raise pytest.UsageError(
+            f"--servers: expected all, or some of {', '.join(DRIVERS)}; got {', '.join(unknown)}"
+        )
+    return names
+
+
+@pytest.fixture(scope="module")
 def serving(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Iterator[Serving]:
     """Each server once for a module; its tests tell their notes by their keys."""
     with DRIVERS[request.param](tmp_path_factory.mktemp("behaviour")) as serving:
@@ -518,14 +560,21 @@ def serving(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Iterator[S
 
 @pytest.fixture
 def driver(request: pytest.FixtureRequest, serving: Serving) -> Driver:
-    """A way to the server; the failure of a case that is in the table is expected."""
-    name = request.node.name
-    case = name.replace(f"{serving.name}-", "").replace(f"[{serving.name}]", "")
-    for known in KNOWN:
-        if known.driver == serving.name and known.case in (request.node.originalname, case):
-            reason = f"{known.driver} {known.version}: {known.reason}"
-            request.node.add_marker(pytest.mark.xfail(strict=True, reason=reason))
+    """A way to the server; the failure of a case that is known there is expected."""
+    expect_known(request.node, serving.name)
     return serving.driver()
+
+
+def expect_known(test: pytest.Item, driver: str) -> None:
+    """Expect the failure of a test that is known to fail on a driver."""
+    case = test.name.replace(f"[{driver}-", "[").replace(f"[{driver}]", "")
+    if isinstance(test.parent, pytest.Class):
+        case = f"{test.parent.name}.{case}"
+    for each in known(case, driver):
+        reason = f"{driver} {each.version}: {each.reason}"
+        if each.races:
+            pytest.skip(reason)
+        test.add_marker(pytest.mark.xfail(strict=True, reason=reason))
 
 
 @pytest.fixture(params=["sync", "async"])

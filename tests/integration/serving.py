@@ -193,7 +193,8 @@ def serving(directory: Path) -> Iterator[Start]:
             for key, value in (settings or {}).items()
         ]
         # What a view prints is in a buffer, as it is where nobody has set PYTHONUNBUFFERED.
-        shell = ["setsid", "env", "-u", "PYTHONUNBUFFERED", "PYTHONPATH=.", *variables]
+        path = os.pathsep.join([".", *filter(None, [os.environ.get("PYTHONPATH")])])
+        shell = ["setsid", "env", "-u", "PYTHONUNBUFFERED", f"PYTHONPATH={path}", *variables]
         server = Served([*shell, *command], port, home / "log.txt", home)
         server.unix, server.tls = unix, tls
         servers.append(server)

@@ -9,6 +9,7 @@ from . import behaviour_drivers
 from .behaviour_app import PUBLISH_MISTAKES, SUBSCRIBE_MISTAKES
 from .conftest import wait_until
 
+pytest_generate_tests = behaviour_drivers.pytest_generate_tests
 serving = behaviour_drivers.serving
 driver = behaviour_drivers.driver
 kind = behaviour_drivers.kind

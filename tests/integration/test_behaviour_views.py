@@ -6,6 +6,7 @@ import pytest
 
 from . import behaviour_drivers
 
+pytest_generate_tests = behaviour_drivers.pytest_generate_tests
 serving = behaviour_drivers.serving
 driver = behaviour_drivers.driver
 kind = behaviour_drivers.kind
@@ -137,8 +138,9 @@ class TestReturnValue:
         """A returned response refuses, with its status, headers and body."""
         answer = driver.rejected(f"/{kind}/returns/{status}")
         assert answer.status == driver.status(status)
-        assert answer.headers.one("X-Returned") == "yes"
-        assert answer.text == "the body"
+        if driver.denial_responses:
+            assert answer.headers.one("X-Returned") == "yes"
+            assert answer.text == "the body"
         assert driver.warnings() == []
 
     @pytest.mark.parametrize("status", [100, 101, 103, 200, 201, 204])
@@ -175,8 +177,10 @@ class TestHooks:
         """Its value, its abort() and its error answer the handshake; the view does not run."""
         answer = driver.rejected(f"/{kind}/thread", headers={"X-Before": what})
         assert answer.status == driver.status(status)
-        assert answer.headers.one("X-After") == "seen"
         assert driver.after_teardown("view") == []
+        if not driver.denial_responses:
+            return
+        assert answer.headers.one("X-After") == "seen"
         if what == "value":
             assert answer.text == "log in first"
             assert answer.headers.one("X-Reason") == "login"
@@ -186,7 +190,8 @@ class TestHooks:
     def test_after_request_sees_a_refusal(self, driver, kind):
         """after_request runs once on the denial response, and its headers go out with it."""
         answer = driver.rejected(f"/{kind}/returns/429")
-        assert answer.headers.one("X-After") == "seen"
+        if driver.denial_responses:
+            assert answer.headers.one("X-After") == "seen"
         [note] = driver.after_teardown("after_request")
         assert note["status"] == 429
 
@@ -263,8 +268,11 @@ class TestSession:
     def test_changed_before_a_refusal(self, driver, kind):
         """A change goes out with the response that refuses."""
         answer = driver.rejected(f"/{kind}/session/refused")
-        assert answer.headers.one("Set-Cookie").startswith("session=")
-        assert driver.get("/user").json() == "refused"
+        if driver.denial_responses:
+            assert answer.headers.one("Set-Cookie").startswith("session=")
+            assert driver.get("/user").json() == "refused"
+        else:
+            assert answer.headers.all("Set-Cookie") == []
 
     def test_changed_after_the_accept(self, driver, kind):
         """A later change cannot reach the client: the log says so, and where."""
@@ -293,7 +301,8 @@ class TestErrors:
         """An error handler chooses the status and the body."""
         answer = driver.rejected(f"/{kind}/raises/early/handled")
         assert answer.status == driver.status(409)
-        assert answer.text == "an error handler chose this"
+        if driver.denial_responses:
+            assert answer.text == "an error handler chose this"
         assert driver.after_teardown("got_request_exception") == []
         assert driver.warnings() == []
 
@@ -314,7 +323,7 @@ class TestErrors:
         """The connection is closed with 1011, and no word of the error in the reason."""
         with driver.connect(f"/{kind}/raises/late/unhandled") as ws:
             code, reason = ws.closed()
-        assert code == 1011
+        assert code == driver.at_client(1011, "")[0]
         assert "secret" not in reason
         assert "Traceback" not in reason
         assert "Deliberate" not in reason
@@ -345,7 +354,7 @@ class TestErrors:
     def test_handled_after_the_accept(self, driver, kind):
         """An error handler's response comes too late: 1011."""
         with driver.connect(f"/{kind}/raises/late/handled") as ws:
-            assert ws.closed() == (1011, "")
+            assert ws.closed() == driver.at_client(1011, "")
         assert driver.after_teardown("got_request_exception") == []
 
     def test_connection_closed_is_a_normal_end(self, driver, kind):

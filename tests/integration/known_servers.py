@@ -1,0 +1,337 @@
+"""What is known of the servers: how each is started, what it can do, and what cannot pass on it.
+
+The behaviour suite and the endings run on all of them with ``pytest --servers=all``, and
+``docs/reference/servers.rst`` is made of this file: ``python -m tests.integration.servers_page``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+@dataclass(frozen=True)
+class Server:
+    """One server, with one way to run it."""
+
+    #: With the way to run it, if there are several.
+    title: str
+    #: How well it is looked after: a key of :data:`TIERS`.
+    tier: str
+    #: What is installed, and the version that all this was found with.
+    distribution: str
+    version: str
+    #: What to type; ``{app}`` is the application.
+    run: str
+    #: What speaks WebSocket inside it.
+    library: str
+    #: The drivers of the suite, and how each differs: options of the command.
+    variants: Mapping[str, Sequence[str]]
+    #: What every driver adds: the port, and whatever keeps a test short.
+    test_options: Sequence[str] = ()
+    #: For the interpreter that runs the server; a warning that is its own is named here.
+    interpreter_options: Sequence[str] = ()
+
+    # -- what the tests rely on, and check ---------------------------------------------------------
+
+    #: A response to the handshake reaches the client (``websocket.http.response``); else 403.
+    denial_responses: bool = True
+    #: Headers of the 101 response reach the client, a session's Set-Cookie among them.
+    accept_headers: bool = True
+    #: Every code of the application's close reaches the client; else 1000 and 3000 to 4999 do.
+    close_code: bool = True
+    #: The reason of the application's close reaches the client.
+    close_reason: bool = True
+    #: The code and the reason of the client's close reach the view; else 1006, and none.
+    client_code: bool = True
+    client_reason: bool = True
+    #: It makes the application wait for a client that does not take what is sent.
+    backpressure: bool = True
+    #: It tells the application that it starts.
+    lifespan: bool = True
+    #: It takes the client's offer to compress (permessage-deflate) unless told otherwise.
+    compression: bool = False
+    #: What a client is told when the server gets SIGTERM; 1006 is no goodbye at all.
+    sigterm_code: int = 1012
+    #: A view is told then as well, before the process is gone.
+    sigterm_views: bool = True
+    #: Seconds in which the process is gone then, when clients answer and views return.
+    sigterm_seconds: float = 5.0
+
+    # -- for the page ------------------------------------------------------------------------------
+
+    #: How often it pings, and how long it waits for the answer.
+    pings: str = "never"
+    #: What else to know, a sentence or two each.
+    notes: Sequence[str] = ()
+
+    def command(self, driver: str, app: str) -> list[str]:
+        """What one of the drivers runs with ``python -m``, with ``{port}`` in it."""
+        *words, last = self.run.split()
+        assert last == "{app}"
+        return [*words, *self.variants[driver], *self.test_options, app]
+
+
+#: How well a server is looked after.
+TIERS = {
+    "first": "What we develop and measure on, and what ``flask websockets serve`` runs.",
+    "tested": "It does what an application needs; what differs is in the tables.",
+    "caveats": "Something that an application may rely on is missing: look before you choose.",
+    "best effort": "It works, but much is missing that we cannot make up for.",
+}
+
+UVICORN_TESTS = ["--port", "{port}", "--no-access-log", "--timeout-graceful-shutdown", "3"]
+GUNICORN_TESTS = ["--no-control-socket", "-b", "127.0.0.1:{port}", "--graceful-timeout", "3"]
+HYPERCORN_TESTS = ["--bind", "127.0.0.1:{port}", "--graceful-timeout", "3"]
+UVICORN_PINGS = "every 20 s, 20 s for the answer"
+HYPERCORN_PINGS = "never (``websocket_ping_interval``); answers are not awaited"
+HYPERCORN_NOTES = [
+    "It serves WebSockets over HTTP/2 as well.",
+    "A view cannot tell why a client left: it finds 1006, whatever the client said.",
+    "It never ends while a client is connected that takes nothing of what is sent to it: have "
+    "your supervisor kill it.",
+    "It inflates a compressed message whole before it looks at the size.",
+]
+
+SERVERS = [
+    Server(
+        "uvicorn (websockets-sansio)",
+        tier="first",
+        distribution="uvicorn",
+        version="0.54.0",
+        run="uvicorn --ws websockets-sansio {app}",
+        library="websockets",
+        variants={
+            "uvicorn-sansio": ["--http", "httptools", "--loop", "uvloop"],
+            "uvicorn-sansio-h11": ["--http", "h11", "--loop", "asyncio"],
+        },
+        test_options=UVICORN_TESTS,
+        compression=True,
+        pings=UVICORN_PINGS,
+        notes=[
+            "uvicorn's default where ``websockets`` is installed, as by the extra `fast`.",
+            "Set ``--timeout-graceful-shutdown``: without it SIGTERM waits for every client and "
+            "every request.",
+            "A handshake with a header line above 8 kB, or with more than 128 headers, hangs "
+            "without an answer. ``flask websockets serve`` cuts it.",
+        ],
+    ),
+    Server(
+        "uvicorn (wsproto)",
+        tier="tested",
+        distribution="uvicorn",
+        version="0.54.0",
+        run="uvicorn --ws wsproto {app}",
+        library="wsproto",
+        variants={
+            "uvicorn-wsproto": ["--http", "h11", "--loop", "asyncio"],
+            "uvicorn-wsproto-httptools": ["--http", "httptools", "--loop", "uvloop"],
+        },
+        test_options=UVICORN_TESTS,
+        compression=True,
+        pings=UVICORN_PINGS,
+        notes=[
+            "uvicorn's default where ``websockets`` is not installed; it is pure Python.",
+            "A client that violates the protocol is cut without a close frame.",
+            "It inflates a compressed message whole before it looks at the size: add "
+            "``--ws-per-message-deflate false`` if strangers may connect.",
+        ],
+    ),
+    Server(
+        "uvicorn (websockets)",
+        tier="tested",
+        distribution="uvicorn",
+        version="0.54.0",
+        run="uvicorn --ws websockets {app}",
+        library="websockets, its old API",
+        variants={
+            "uvicorn-websockets": ["--http", "httptools", "--loop", "asyncio"],
+            "uvicorn-websockets-h11": ["--http", "h11", "--loop", "uvloop"],
+        },
+        test_options=UVICORN_TESTS,
+        # That it is deprecated: uvicorn's announcement, the library's, and what follows from it.
+        interpreter_options=[
+            *["-W", "ignore:The `websockets` implementation is deprecated:UserWarning"],
+            *["-W", "ignore:websockets.legacy is deprecated:DeprecationWarning"],
+            *["-W", "ignore:remove second argument of ws_handler:DeprecationWarning"],
+        ],
+        compression=True,
+        pings=UVICORN_PINGS,
+        notes=[
+            "uvicorn and the library call it deprecated: there is no reason to choose it.",
+            "A client that says goodbye but keeps its TCP connection keeps the view for 10 s.",
+        ],
+    ),
+    Server(
+        "hypercorn (asyncio)",
+        tier="tested",
+        distribution="hypercorn",
+        version="0.18.0",
+        run="hypercorn -k asyncio -w 1 {app}",
+        library="wsproto",
+        variants={"hypercorn-asyncio": []},
+        test_options=HYPERCORN_TESTS,
+        client_code=False,
+        client_reason=False,
+        compression=True,
+        sigterm_code=1011,
+        sigterm_seconds=8.0,
+        pings=HYPERCORN_PINGS,
+        notes=[
+            *HYPERCORN_NOTES,
+            "At SIGTERM connections stay for ``--graceful-timeout``, then they are closed.",
+            "With Python 3.12 and newer it does not end at all while a connection is open.",
+        ],
+    ),
+    Server(
+        "hypercorn (trio)",
+        tier="tested",
+        distribution="hypercorn",
+        version="0.18.0",
+        run="hypercorn -k trio -w 1 {app}",
+        library="wsproto",
+        variants={"hypercorn-trio": []},
+        test_options=HYPERCORN_TESTS,
+        client_code=False,
+        client_reason=False,
+        compression=True,
+        sigterm_code=1006,
+        sigterm_seconds=8.0,
+        pings=HYPERCORN_PINGS,
+        notes=[*HYPERCORN_NOTES, "Not with ``-w 0``: that one does not listen to SIGTERM."],
+    ),
+    Server(
+        "gunicorn (its own worker)",
+        tier="tested",
+        distribution="gunicorn",
+        version="27.0.1",
+        run="gunicorn -k asgi -w 1 {app}",
+        library="its own",
+        variants={"gunicorn-asgi": []},
+        test_options=GUNICORN_TESTS,
+        denial_responses=False,
+        client_reason=False,
+        sigterm_code=1006,
+        sigterm_views=False,
+        sigterm_seconds=8.0,
+        notes=[
+            "At SIGTERM connections stay for ``--graceful-timeout``; then the master kills the "
+            "worker, before that has told the application anything.",
+        ],
+    ),
+    Server(
+        "gunicorn (uvicorn's worker)",
+        tier="tested",
+        distribution="uvicorn-worker",
+        version="0.4.0",
+        run="gunicorn -k uvicorn_worker.UvicornWorker -w 1 {app}",
+        library="as uvicorn",
+        variants={"gunicorn-uvicorn": []},
+        test_options=GUNICORN_TESTS,
+        compression=True,
+        pings=UVICORN_PINGS,
+        notes=["uvicorn below gunicorn's master; it is configured by a class, not by options."],
+    ),
+    Server(
+        "granian",
+        tier="caveats",
+        distribution="granian",
+        version="2.8.7",
+        run="granian --interface asgi --workers 1 {app}",
+        library="tungstenite",
+        variants={"granian": []},
+        test_options=["--port", "{port}"],
+        accept_headers=False,
+        client_reason=False,
+        sigterm_code=1006,
+        notes=[
+            "2.7.4 or newer: in older ones a client could end the worker (CVE-2026-42544).",
+        ],
+    ),
+    Server(
+        "daphne",
+        tier="best effort",
+        distribution="daphne",
+        version="4.2.3",
+        run="daphne {app}",
+        library="autobahn",
+        variants={"daphne": []},
+        test_options=["-p", "{port}", "-v", "0"],
+        denial_responses=False,
+        accept_headers=False,
+        close_code=False,
+        close_reason=False,
+        client_reason=False,
+        backpressure=False,
+        lifespan=False,
+        sigterm_code=1006,
+        sigterm_views=False,
+        pings="every 20 s, 30 s for the answer",
+        notes=[
+            "4.2.2 or newer: older ones had no limit of a message's size (CVE-2026-44545).",
+            "A message of a client may have 1 MiB (``--websocket-max-message-size``).",
+            "An empty message is lost.",
+            "What a slow client does not take fills its memory, without a limit: neither "
+            "``WEBSOCKETS_SEND_TIMEOUT`` nor the outbox is ever met.",
+        ],
+    ),
+]
+
+#: The server of each driver.
+SERVER_OF = {driver: server for server in SERVERS for driver in server.variants}
+
+#: The drivers of a plain ``pytest``: the package's own client, and what its extras install.
+BY_DEFAULT = ["client", "uvicorn-wsproto", "uvicorn-sansio"]
+
+
+class Known(NamedTuple):
+    """Cases that cannot pass on a server; one that starts to pass fails the suite."""
+
+    #: A regular expression that the whole name of a test has to match, class and parameters
+    #: included, the driver left out: ``TestClose.test_states\\[sync\\]``.
+    case: str
+    #: The drivers on which it cannot, as one expression.
+    drivers: str
+    version: str
+    reason: str
+    #: It passes now and then, by a race within the server: it is not run there.
+    races: bool = False
+
+
+KNOWN = [
+    Known(
+        r"TestAccept\.test_headers_as_a_mapping.*|TestAccept\.test_headers_as_pairs.*"
+        r"|TestSession\.test_changed_before_the_accept.*",
+        "granian",
+        "2.8.7",
+        "src/asgi/io.rs reads nothing of websocket.accept but the subprotocol",
+    ),
+    Known(
+        r"TestAccept\.test_headers_as_a_mapping.*|TestAccept\.test_headers_as_pairs.*"
+        r"|TestSession\.test_changed_before_the_accept.*",
+        "daphne",
+        "4.2.3",
+        "WebSocketProtocol.handle_reply reads nothing of websocket.accept but the subprotocol",
+    ),
+    Known(
+        r"TestReceive\.test_empty.*|TestSend\.test_types.*",
+        "daphne",
+        "4.2.3",
+        "WebSocketProtocol.handle_reply drops a message without content",
+    ),
+    Known(
+        r"TestOrigin\.test_may_not\[(sync|async)-no origin\]",
+        "daphne",
+        "4.2.3",
+        "autobahn answers 400 to an Origin that is no URL, before the application is asked",
+    ),
+]
+
+
+def known(case: str, driver: str) -> Iterator[Known]:
+    """Why a case cannot pass on a driver, if it cannot."""
+    for each in KNOWN:
+        if re.fullmatch(each.drivers, driver) and re.fullmatch(each.case, case):
+            yield each
