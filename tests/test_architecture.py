@@ -121,7 +121,7 @@ THE_LAW = {
     # View side: blocking code in a thread of Flask's. Never touches the loop.
     "views": Law(
         VIEW,
-        {"answers", "bridge", "environ", "errors", "protocol", "websocket"},
+        {"answers", "bridge", "config", "environ", "errors", "protocol", "websocket"},
         {"flask", "flask.globals", "flask.signals", "flask.typing", "werkzeug.exceptions"},
     ),
     "answers": Law(
@@ -136,8 +136,7 @@ THE_LAW = {
     "servers.werkzeug": Law(
         BOTH,
         {
-            *("asgi", "bridge", "config", "connection", "environ", "servers.relay"),
-            "servers.uvicorn",
+            *("asgi", "bridge", "connection", "environ", "servers.relay", "servers.uvicorn"),
         },
         {"anyio", "threading", "uvicorn", "uvicorn.server"},
     ),

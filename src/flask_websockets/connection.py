@@ -192,13 +192,8 @@ class Connection:
                     kind, sending = "websocket.send", item
                 else:
                     kind = item["type"]
-                    if kind == "websocket.close":
-                        # A pending receive holds back the close frame on granian.
-                        self._reading.cancel()
-                        await anyio.lowlevel.checkpoint()
-                        sending = self._say_goodbye(item)
-                    else:
-                        sending = send(item)  # type: ignore[assignment]
+                    say = self._say_goodbye if kind == "websocket.close" else send
+                    sending = say(item)  # type: ignore[assignment]
                 deadline.deadline = anyio.current_time() + link.config.send_timeout
                 try:
                     await sending
@@ -220,12 +215,16 @@ class Connection:
             self.cut()
 
     async def _say_goodbye(self, message: ASGIMessage) -> None:
-        """Writer. daphne sends 1000 and 3000 to 4999 only, and leaves the connection open else."""
+        """Writer. Send the close frame."""
+        # A pending receive holds it back on granian.
+        self._reading.cancel()
+        await anyio.lowlevel.checkpoint()
         try:
             await self._send(message)
         except Exception:
             if not 1000 < message["code"] < PRIVATE_CODES:
                 raise
+            # daphne sends 1000 and 3000 to 4999 only, and leaves the connection open else.
             await self._send({**message, "code": PRIVATE_CODES + message["code"]})
 
     def _accepted(self) -> None:

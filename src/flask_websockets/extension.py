@@ -32,7 +32,7 @@ from .runtime import Runtime
 from .servers.serve import Options, Served, serve
 from .servers.werkzeug import DevelopmentLoop, DevelopmentServer
 from .subscription import Subscription
-from .views import Route, View, seal_session, spare_async_views, view_function
+from .views import Route, View, largest_message, seal_session, spare_async_views, view_function
 from .websocket import AsyncWebSocket, BaseWebSocket, WebSocket, encode_msgpack
 
 if TYPE_CHECKING:
@@ -109,7 +109,11 @@ class WebSockets:
         for rule in self._rules:
             rule.add_to(app)
         server = DevelopmentServer(
-            app.wsgi_app, lambda: self.asgi_app(app), config, self._development_loop
+            app.wsgi_app,
+            lambda: self.asgi_app(app),
+            lambda: largest_message(app, config),
+            config.send_timeout,
+            self._development_loop,
         )
         self._development_servers.append(server)
         app.wsgi_app = server  # type: ignore[method-assign]
@@ -423,7 +427,7 @@ class WebSockets:
         asgi = self.asgi_app(app)
         rules = [rule.rule for rule in app.url_map.iter_rules() if rule.websocket]
         config = app.extensions["websockets"].config
-        return Served(asgi, app, config, self._drain, rules)
+        return Served(asgi, app, config, self._drain, rules, largest_message(app, config))
 
     async def _drain(self, timeout: float) -> None:
         """Loop. Have everybody leave, because the server is about to stop."""

@@ -27,6 +27,7 @@ from werkzeug.exceptions import HTTPException
 
 from .answers import UpgradeRequired, check_origin, with_context
 from .bridge import Handshake, Link
+from .config import Config
 from .environ import WEBSOCKET
 from .errors import ConnectionClosed
 from .protocol import MAX_REASON_BYTES, Pairs, State
@@ -95,6 +96,16 @@ def view_function(route: Route) -> Callable[..., ResponseReturnValue]:
 
     websocket_view.websocket_route = route  # type: ignore[attr-defined]
     return websocket_view
+
+
+def largest_message(app: Flask, config: Config) -> int:
+    """Bytes of the largest message that any view of *app* takes: a server has one limit."""
+    largest = config.max_message_bytes
+    for view in app.view_functions.values():
+        route: Route | None = getattr(view, "websocket_route", None)
+        if route is not None:
+            largest = max(largest, route.limits.get("max_message_bytes", 0))
+    return largest
 
 
 def _warn_of_returned(returned: object) -> None:

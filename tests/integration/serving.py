@@ -381,4 +381,7 @@ def make_certificate(directory: Path, name: str = "localhost") -> Certificate:
         )
     )
     context = ssl.create_default_context(cafile=str(cert_file))
+    # The websockets library's threaded client reads and writes in two threads, which OpenSSL does
+    # not take well with TLS 1.3 (Python 3.11): it hangs now and then.
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
     return Certificate(str(cert_file), str(key_file), context)

@@ -10,6 +10,8 @@ import selectors
 import socket
 import ssl
 import threading
+import time
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from typing import Any
 
@@ -18,6 +20,10 @@ CHUNK = 64 * 1024
 
 #: What a socket that does not block says instead of waiting.
 _NOT_NOW = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+
+
+#: Those that run. Each step on it is one of the interpreter's.
+_threads: set[threading.Thread] = set()
 
 
 class HandedOverTLS(ssl.SSLSocket):
@@ -45,18 +51,41 @@ class HandedOverTLS(ssl.SSLSocket):
         pass
 
 
-def start_relay(outer: socket.socket, inner: socket.socket, rest: bytes = b"") -> None:
+def start_relay(
+    outer: socket.socket,
+    inner: socket.socket,
+    patience: float,
+    rest: bytes = b"",
+    on_end: Callable[[], object] = lambda: None,
+) -> None:
     """Any thread. Carry bytes both ways on a thread of its own, and close both at the end.
 
     :param outer: the client's connection.
     :param inner: the loop's.
+    :param patience: seconds after which a client that takes nothing is cut.
     :param rest: what was read from *outer* already.
+    :param on_end: called in the thread when it is over.
     """
+
+    def run() -> None:
+        try:
+            _relay(outer, inner, patience, rest)
+        finally:
+            on_end()
+            _threads.discard(threading.current_thread())
+
     outer.setblocking(False)
     inner.setblocking(False)
-    threading.Thread(
-        target=_relay, args=(outer, inner, rest), name="flask-websockets-relay", daemon=True
-    ).start()
+    thread = threading.Thread(target=run, name="flask-websockets-relay", daemon=True)
+    _threads.add(thread)
+    thread.start()
+
+
+def await_relays(timeout: float) -> None:
+    """Any thread. Wait until what the loop has said last is carried to the clients."""
+    deadline = time.monotonic() + timeout
+    for thread in tuple(_threads):
+        thread.join(max(0, deadline - time.monotonic()))
 
 
 class _Way:
@@ -107,7 +136,7 @@ def _send_of(sock: socket.socket) -> Any:
     return sock.send
 
 
-def _relay(outer: socket.socket, inner: socket.socket, rest: bytes) -> None:
+def _relay(outer: socket.socket, inner: socket.socket, patience: float, rest: bytes) -> None:
     """Relay thread."""
     there, back = _Way(outer, inner, rest), _Way(inner, outer)
     with ExitStack() as stack:
@@ -124,7 +153,9 @@ def _relay(outer: socket.socket, inner: socket.socket, rest: bytes) -> None:
                 continue
             _watch(selector, outer, reads=there.wants, writes=back.loaded)
             _watch(selector, inner, reads=back.wants, writes=there.loaded)
-            selector.select()
+            # A loop that gives up its end cannot be told from one that waits: nobody reads it.
+            if not selector.select(patience if back.loaded else None):
+                return
 
 
 def _watch(

@@ -44,6 +44,8 @@ WORKERS_GRACE = 0.8
 PARENT_GRACE = 0.1
 #: Seconds that a worker of the reloader has for its drain: somebody waits for the new code.
 RELOAD_DRAIN = 1.0
+#: What stands for whoever connects to a unix socket.
+LOCAL_ADDRESS = "127.0.0.1"
 #: WebSocket routes that the banner names; ``flask websockets routes`` shows them all.
 ROUTES_SHOWN = 10
 
@@ -75,6 +77,8 @@ class Served:
     drain: Callable[[float], Awaitable[None]]
     #: The rules of its WebSocket routes.
     rules: list[str]
+    #: The largest message that any of them takes.
+    max_message_bytes: int
 
 
 #: Finds the application again in a new process; can be pickled.
@@ -230,18 +234,17 @@ def _serve_here(
     on_started: Callable[[], None] = lambda: None,
 ) -> int:
     """Serve in this process, which may be a worker of another."""
-    forwarded = options.forwarded_allow_ips
-    if forwarded is None and listener.is_unix:
-        forwarded = "*"  # who can connect there is on this machine, as 127.0.0.1 is
     config = uvicorn.Config(
         served.app,
-        ws_max_size=served.config.max_message_bytes,
+        ws_max_size=served.max_message_bytes,
         ws_per_message_deflate=options.compression,
-        forwarded_allow_ips=forwarded,
+        forwarded_allow_ips=options.forwarded_allow_ips,
         ssl_certfile=options.cert,
         ssl_keyfile=options.key,
     )
     config.load()
+    if listener.is_unix:
+        config.loaded_app = _of_this_machine(config.loaded_app)
     config.http_protocol_class = limit_heads(
         config.http_protocol_class, served.config.handshake_timeout
     )
@@ -252,6 +255,21 @@ def _serve_here(
     except SystemExit as error:  # the application's startup failed, and uvicorn has logged it
         return error.code if isinstance(error.code, int) else 1
     return 0
+
+
+def _of_this_machine(app: Any) -> Any:
+    """Give the clients of a unix socket an address, for uvicorn's trust in proxies.
+
+    It goes by addresses. To trust all of them instead would be to believe the first address in
+    X-Forwarded-For, which a client may have written; so it is the last that is not trusted.
+    """
+
+    async def addressed(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "lifespan" and not scope.get("client"):
+            scope["client"] = (LOCAL_ADDRESS, 0)
+        await app(scope, receive, send)
+
+    return addressed
 
 
 def _print_banner(served: Served, options: Options, listener: Listener) -> None:

@@ -16,7 +16,9 @@ import secrets
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from functools import partial
 from io import BytesIO
 from typing import Any
 
@@ -25,14 +27,17 @@ import uvicorn
 
 from ..asgi import UPGRADE
 from ..bridge import LoopThread
-from ..config import Config
 from ..connection import Upgrade
 from ..environ import WEBSOCKET, WSGIEnviron
-from .relay import HandedOverTLS, start_relay
+from .relay import HandedOverTLS, await_relays, start_relay
 from .uvicorn import answer_refused_handshake
 
 #: Seconds that open connections have when the process ends, or is reloaded.
 GOODBYE_TIMEOUT = 1.0
+#: And what the bytes of the last of them have, between the loop and the socket.
+LEAST_GOODBYE = 0.2
+#: Seconds that a relay waits longer than the loop behind it.
+RELAY_MARGIN = 1.0
 #: Carries a secret of this process where a connection takes a detour.
 TOKEN_HEADER = b"x-flask-websockets-token"
 
@@ -74,10 +79,12 @@ class DevelopmentLoop:
         """Main thread, at its end. Clients see 1012 and not a reset, if they read at all."""
         if thread is not self._thread:
             return
+        deadline = time.monotonic() + GOODBYE_TIMEOUT
         try:
             thread.call(self._drain(GOODBYE_TIMEOUT), 2 * GOODBYE_TIMEOUT)
         except TimeoutError:
             logger.warning("The development loop is blocked; its connections are cut")
+        await_relays(max(LEAST_GOODBYE, deadline - time.monotonic()))
 
 
 class DevelopmentServer:
@@ -85,6 +92,8 @@ class DevelopmentServer:
 
     :param wsgi_app: the application's ``wsgi_app`` so far.
     :param asgi_app: makes its ASGI application, when the first handshake comes.
+    :param max_message_bytes: tells the bytes of the largest message that it takes.
+    :param send_timeout: seconds after which a client that takes nothing is cut.
     :param loop: where that is served.
     """
 
@@ -92,12 +101,14 @@ class DevelopmentServer:
         self,
         wsgi_app: WSGIApp,
         asgi_app: Callable[[], ASGIApp],
-        config: Config,
+        max_message_bytes: Callable[[], int],
+        send_timeout: float,
         loop: DevelopmentLoop,
     ) -> None:
         self._wsgi_app = wsgi_app
         self._asgi_app = asgi_app
-        self._config = config
+        self._max_message_bytes = max_message_bytes
+        self._patience = send_timeout + RELAY_MARGIN
         self._loop = loop
         self._front: _Front | None = None  # guarded by _lock
         self._lock = threading.Lock()
@@ -111,8 +122,10 @@ class DevelopmentServer:
             return _unsupported(start_response)
         head = _request_head(environ)
         front = self._get_front()
-        take_over = _take_over_tls if isinstance(connection, ssl.SSLSocket) else _take_over
-        live, rest, other_end = take_over(connection, environ)
+        if isinstance(connection, ssl.SSLSocket):
+            live, rest, other_end = _take_over_tls(connection, environ, self._patience)
+        else:
+            live, rest, other_end = _take_over(connection, environ)
         front.adopt(live, head + rest, Upgrade(app=self._wsgi_app, environ=environ))
         start_response("101 Switching Protocols", [])  # for the log; it is written to the dummy
         return _Nothing(other_end)
@@ -125,7 +138,9 @@ class DevelopmentServer:
     def _get_front(self) -> _Front:
         with self._lock:
             if self._front is None:
-                self._front = _Front(self._asgi_app(), self._config, self._loop.get())
+                self._front = _Front(
+                    self._asgi_app(), self._max_message_bytes(), self._patience, self._loop.get()
+                )
             return self._front
 
 
@@ -136,15 +151,19 @@ class _Front:
     instead, and a thread carries the bytes of each connection there.
     """
 
-    def __init__(self, asgi_app: ASGIApp, config: Config, loop: LoopThread) -> None:
+    def __init__(
+        self, asgi_app: ASGIApp, max_message_bytes: int, patience: float, loop: LoopThread
+    ) -> None:
         self._loop = loop
-        self._pending: dict[bytes, Upgrade] = {}  # loop only: by the token in their head
+        self._patience = patience
+        # By the token in their head. Each step on it is one of the interpreter's.
+        self._pending: dict[bytes, Upgrade] = {}
         self._config = uvicorn.Config(
             asgi_app,
             lifespan="off",
             log_config=None,
             proxy_headers=False,  # the environ that we were given has been through ProxyFix
-            ws_max_size=config.max_message_bytes,
+            ws_max_size=max_message_bytes,
             ws_per_message_deflate=False,
         )
         self._config.load()
@@ -166,8 +185,10 @@ class _Front:
         token = secrets.token_hex().encode()
         line, rest = head.split(b"\r\n", 1)
         head = b"%b\r\n%b: %b\r\n%b" % (line, TOKEN_HEADER, token, rest)
-        self._loop.call(self._expect(token, upgrade), TAKE_OVER_TIMEOUT)
-        start_relay(live, socket.create_connection(self._address), head)
+        self._pending[token] = upgrade
+        inner = socket.create_connection(self._address, TAKE_OVER_TIMEOUT)
+        forget = partial(self._pending.pop, token, None)  # uvicorn may have refused it itself
+        start_relay(live, inner, self._patience, head, forget)
 
     async def _adopt(self, live: socket.socket, head: bytes, upgrade: Upgrade) -> None:
         """Loop. What uvicorn's own HTTP protocols do in ``handle_websocket_upgrade``."""
@@ -179,16 +200,16 @@ class _Front:
         protocol.data_received(head)
         answer_refused_handshake(transport)
 
-    async def _expect(self, token: bytes, upgrade: Upgrade) -> None:
-        self._pending[token] = upgrade
-
     async def _start_uvicorn(self, asgi_app: ASGIApp) -> Any:
         """Loop. Serve on a port that nobody else gets anything from; return its address."""
 
         async def detour(scope: Any, receive: Any, send: Any) -> None:
-            token = dict(scope["headers"]).get(TOKEN_HEADER, b"")
-            upgrade = self._pending.pop(token, None)
-            if scope["type"] != "websocket" or upgrade is None:
+            upgrade = None
+            if scope["type"] == "websocket":
+                # Ours is the first; a client may have sent another.
+                values = (value for name, value in scope["headers"] if name == TOKEN_HEADER)
+                upgrade = self._pending.pop(next(values, b""), None)
+            if upgrade is None:
                 return  # uvicorn answers 500
             await asgi_app({**scope, "state": {UPGRADE: upgrade}}, receive, send)
 
@@ -258,7 +279,7 @@ def _take_over(
 
 
 def _take_over_tls(
-    connection: ssl.SSLSocket, environ: WSGIEnviron
+    connection: ssl.SSLSocket, environ: WSGIEnviron, patience: float
 ) -> tuple[socket.socket, bytes, socket.socket]:
     """Take a TLS connection over: a thread carries its bytes to what is returned."""
     connection.setblocking(False)
@@ -269,7 +290,7 @@ def _take_over_tls(
         rest = b""
     connection.__class__ = HandedOverTLS
     live, inner = socket.socketpair()
-    start_relay(connection, inner)
+    start_relay(connection, inner, patience)
     dummy, other_end = socket.socketpair()
     dummy.close()
     return live, rest, other_end
