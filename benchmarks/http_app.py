@@ -117,6 +117,14 @@ def ours() -> ASGIApp:
     return Observed(WebSockets(app).asgi_app())
 
 
+def with_websockets() -> Flask:
+    """The same for ``flask websockets serve``, which wants the application itself."""
+    from flask_websockets import WebSockets
+
+    WebSockets(app)
+    return app
+
+
 def stock_asgiref() -> ASGIApp:
     from asgiref.wsgi import WsgiToAsgi
 

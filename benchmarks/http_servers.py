@@ -15,6 +15,7 @@ from .servers import start
 _UVICORN = ["-m", "uvicorn", "--factory", "--interface", "asgi3", "--host", "127.0.0.1"]
 _UVICORN += ["--port", "{port}", "--log-level", "warning", "--no-access-log"]
 _FAST = ["--http", "httptools", "--loop", "uvloop"]
+_SERVE = ["-m", "flask", "--app", "benchmarks.http_app:with_websockets()"]
 _APP = "benchmarks.http_app:app"
 _GUNICORN = ["-m", "gunicorn", "--worker-class", "gthread", "--workers", "1", "--threads", "40"]
 _GUNICORN += ["--keep-alive", "60", "--bind", "127.0.0.1:{port}", "--log-level", "warning"]
@@ -47,6 +48,12 @@ SERVERS = {
         ("uvicorn", "h11"),
         "uvicorn, h11, asyncio; 40 threads, the default",
         asgi=True,
+        ours=True,
+    ),
+    "ours-serve": Server(
+        [*_SERVE, "websockets", "serve", "--port", "{port}"],
+        ("uvicorn", "httptools", "uvloop"),
+        "flask websockets serve, with its access log; 40 threads, the default",
         ours=True,
     ),
     "asgiref": Server(

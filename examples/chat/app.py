@@ -1,4 +1,4 @@
-"""Chat rooms. Run ``python app.py``, or serve it: ``uvicorn --app-dir examples/chat app:asgi``."""
+"""Chat rooms. Run ``python app.py``, or ``flask --app examples/chat/app websockets serve``."""
 
 import os
 from secrets import token_hex

@@ -511,9 +511,11 @@ class WebSockets:
         """
         if self._stopped is not None:
             raise NotRunning(self._stopped)
-        if not threading.main_thread().is_alive():
+        runtime = self._runtime
+        if not threading.main_thread().is_alive() and not (runtime and runtime.draining):
+            # While it drains, views say their last words; threads that are no daemons have ended.
             raise NotRunning("The main thread has ended, and the server with it.")
-        return self._runtime
+        return runtime
 
     def _runtime_of(self, ws: AnyWebSocket) -> Runtime:
         runtime = self._runtime
