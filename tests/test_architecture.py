@@ -117,7 +117,7 @@ THE_LAW = {
         {"bridge", "counters", "environ", "protocol", "servers.uvicorn", "wsgi"},
         {"anyio", "anyio.lowlevel", "asgiref.wsgi"},
     ),
-    "servers.uvicorn": Law(LOOP, {"bridge"}, {"asyncio", "contextvars"}),
+    "servers.uvicorn": Law(LOOP, {"bridge"}, {"asyncio", "contextvars", "h11"}),
     # View side: blocking code in a thread of Flask's. Never touches the loop.
     "views": Law(
         VIEW,
@@ -148,7 +148,7 @@ THE_LAW = {
             *("servers.watchdog", "servers.workers"),
         },
         {
-            *("click", "contextvars", "flask", "multiprocessing", "uvicorn"),
+            *("click", "contextvars", "flask", "multiprocessing", "threading", "uvicorn"),
             *("uvicorn.supervisors", "uvicorn.supervisors.statreload"),
         },
     ),

@@ -8,10 +8,12 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 import warnings
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
 from flask import Flask
 
 from flask_websockets import ConfigurationError, UsageError, WebSockets
@@ -201,6 +203,46 @@ def test_certificates_that_are_not_there(serve, websockets, tmp_path, busy):
     with pytest.raises((UsageError, OSError)) as refused:
         websockets.run(cert=missing, key=missing, port=busy)
     assert "missing.pem" in str(refused.value)
+
+
+def test_a_key_with_a_pass_phrase(serve, tmp_path, busy):
+    """Nobody is asked for it; the error says that it is the reason."""
+    certificate = make_certificate(tmp_path)
+    key = serialization.load_pem_private_key(Path(certificate.key).read_bytes(), None)
+    locked = tmp_path / "locked.key"
+    locked.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"secret"),
+        )
+    )
+    result = serve("--cert", certificate.cert, "--key", str(locked), "--port", str(busy))
+    assert result.exit_code == 2
+    assert "without a pass phrase" in " ".join(result.output.split())
+
+
+def test_another_thread_than_the_main_one(websockets, busy):
+    """No signal would ever reach it: it refuses, before it listens."""
+    errors = []
+
+    def run():
+        try:
+            websockets.run(port=busy)
+        except UsageError as error:
+            errors.append(str(error))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join(10)
+    assert "main thread" in errors[0]
+
+
+def test_no_host(serve):
+    """An empty host, as of a variable that is not set, is not every interface."""
+    result = serve("--host", "")
+    assert result.exit_code == 2
+    assert "0.0.0.0" in result.output
 
 
 def test_certificates_that_cannot_be_used(serve, websockets, tmp_path, busy):

@@ -1212,6 +1212,37 @@ def test_served(served, check):
     assert "Traceback" not in served.log()
 
 
+def test_a_handler_that_comes_late_says_nothing(launch):
+    """Over TLS too: what Werkzeug writes when a refused connection is over goes nowhere."""
+    source = """
+    import time
+    from flask import Flask
+    from flask_websockets import WebSockets
+
+    app = Flask(__name__)
+    websockets = WebSockets(app)
+
+    def late(environ, start_response, inner=app.wsgi_app):
+        body = inner(environ, start_response)
+        time.sleep(0.3)  # the relay has closed the connection by now
+        return body
+
+    app.wsgi_app = late
+    app.run(port={port}, ssl_context=("cert.pem", "key.pem"))
+    """
+    server = launch(source, tls=True)
+    with server.dial() as client:
+        client.sendall(
+            b"GET /nowhere HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        )
+        answer = read_to_the_end(client)
+    assert answer.startswith(b"HTTP/1.1 404 ")
+    assert answer.count(b"HTTP/1.1") == 1
+    wait_until(lambda: "101" in server.log(), what="the end of the request")
+    assert "Traceback" not in server.log()
+
+
 @pytest.mark.parametrize("served", [name for name in SERVED if "fallback" in name], indirect=True)
 def test_the_fallback_says_so_once(served):
     """A uvicorn that we do not know is one warning in the log, and no way in from outside."""

@@ -565,6 +565,26 @@ def test_what_is_slow_without_a_fault_is_not_cut(serve, kind, open_sockets):
         assert each.frame() == (TEXT, b"still there")
 
 
+def test_the_rest_of_a_body_is_no_head(serve, kind, open_sockets):
+    """A view answers before the body is there: that comes as slowly as it likes."""
+    server = serve(APP, kind=kind, settings={"HANDSHAKE_TIMEOUT": HEAD_TIMEOUT})
+    client = opened(server, open_sockets)
+    client.sendall(request_head("POST", "/unread", {"Content-Length": "10"}))
+    assert read_answer(client).body == b"unread"
+    trickle(client, b"x" * 10, 2 * HEAD_TIMEOUT / 10)
+    client.sendall(request_head("GET", "/"))
+    assert read_answer(client).body == b"hello"
+
+
+def test_ipv4_clients_of_an_ipv6_socket(serve):
+    """They have their own address, and a proxy on this machine is believed as such."""
+    server = serve(APP, "--host", "::")
+    assert json.loads(server.fetch("/seen").body)["address"] == "127.0.0.1"
+    forwarded = {"X-Forwarded-For": "203.0.113.9", "X-Forwarded-Proto": "https"}
+    seen = json.loads(server.fetch("/seen", headers=forwarded).body)
+    assert (seen["address"], seen["secure"]) == ("203.0.113.9", True)
+
+
 def test_slow_clients_of_tls_are_cut(serve, kind, tmp_path, open_sockets):
     """No hello, half a hello, and a handshake with nothing after it: all end in time."""
     tls = make_certificate(tmp_path)

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import signal
 import socket
+import subprocess
+import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -13,7 +18,7 @@ from pathlib import Path
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from .conftest import wait_until
+from .conftest import START_TIMEOUT, free_port, wait_until
 from .serving import (
     HANDSHAKE,
     KINDS,
@@ -599,11 +604,56 @@ def test_what_was_written_stays_whole(serve, stack):
     assert peer.goodbye() == 1012
     assert server.wait() == 0
     assert time.monotonic() - started <= 2 + MARGIN
-    lines = server.log().splitlines()
+    # Two streams into one file: where Python flushes the one, the other may have a line.
+    logged = re.findall(r"logged (\d{5})\n", server.log())
+    assert logged == [f"{number:05}" for number in range(2000)]
+    others = re.compile(r"logged \d{5}\n|(?:The view|INFO|WARNING|ERROR).*\n")
+    lines = others.sub("", server.log()).splitlines()
     printed = [line for line in lines if line.startswith("line ")]
     assert printed == [f"line {number:05} " + "x" * 50 for number in range(2000)]
-    logged = [line for line in lines if "logged " in line]
-    assert [line.rpartition("logged ")[2] for line in logged] == [f"{n:05}" for n in range(2000)]
+
+
+def somebody_listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_log_that_nobody_reads(tmp_path, signals):
+    """Log and output go to a pipe that is full: the process ends all the same."""
+    source = """
+    import sys
+    from flask import Flask
+    from flask_websockets import WebSockets
+
+    app = Flask(__name__)
+    app.config["WEBSOCKETS_DRAIN_TIMEOUT"] = 1
+    WebSockets(app)
+
+    @app.get("/")
+    def index():
+        open("asked", "w").close()
+        sys.stderr.write("x" * 100_000)
+        return "never"
+    """
+    (tmp_path / "served.py").write_text(textwrap.dedent(source))
+    port, (reading, writing) = free_port(), os.pipe()
+    command = [sys.executable, "-m", "flask", "--app", "served", "websockets", "serve"]
+    with open(reading, "rb"), open(writing, "wb") as pipe:
+        process = subprocess.Popen(
+            [*command, "--port", str(port)], cwd=tmp_path, stdout=pipe, stderr=pipe
+        )
+        try:
+            wait_until(lambda: somebody_listens(port), START_TIMEOUT, "the server")
+            with socket.create_connection(("127.0.0.1", port), TIMEOUT) as client:
+                client.sendall(request_head("GET", "/"))
+                wait_until((tmp_path / "asked").exists, TIMEOUT, "the request")
+                for _ in range(signals):
+                    process.send_signal(signal.SIGTERM)
+                assert process.wait(1 + MARGIN) in (0, signals - 1)
+        finally:
+            process.kill()
+            process.wait(TIMEOUT)
 
 
 # -- a second signal ------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import sys
 import time
@@ -203,6 +204,23 @@ def test_two_workers(serve, stack):
     server.signal(signal.SIGTERM)
     assert [peer.goodbye() for peer in (kept, new)] == [1012, 1012]
     assert server.wait(5) == 0, "the drain timeout is 20 s"
+    check_gone(server)
+    assert "Traceback" not in server.log()
+
+
+def test_a_worker_that_cannot_be_replaced_now(serve):
+    """The parent has no descriptor left: it tries again, and ends as ever when it is told to."""
+    server = serve(APP, *TWO)
+    first, second = workers_of(server)
+    limits = resource.prlimit(server.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (8, limits[1]))
+    os.kill(second, signal.SIGKILL)
+    wait_until(lambda: "could not be started" in server.log(), 10, "the error")
+    assert is_running(first)
+    resource.prlimit(server.pid, resource.RLIMIT_NOFILE, limits)
+    assert first in workers_of(server)
+    server.signal(signal.SIGTERM)
+    assert server.wait(5) == 0
     check_gone(server)
     assert "Traceback" not in server.log()
 

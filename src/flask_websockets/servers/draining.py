@@ -17,7 +17,7 @@ from ..config import Config
 from .watchdog import Watchdog
 
 #: The least that uvicorn gives HTTP requests at the end; at 0 it would not look at all.
-LEAST_GRACE = 0.05
+LEAST_GRACE = 0.1
 #: Seconds in which a client may answer the last goodbye.
 LAST_WORDS = 0.5
 
@@ -85,17 +85,21 @@ class DrainingServer(uvicorn.Server):
         await self._drain(timeout)
         left: Any = max(LEAST_GRACE, deadline - time.monotonic())
         self.config.timeout_graceful_shutdown = left
-        hanging_up = asyncio.create_task(self._hang_up())
+        hanging_up = asyncio.create_task(self._hang_up(time.monotonic() + left - LEAST_GRACE))
         await super().shutdown(sockets)
         hanging_up.cancel()
 
-    async def _hang_up(self) -> None:
-        """Cut connections on which all is said: TLS would wait for the peer's own goodbye."""
+    async def _hang_up(self, deadline: float) -> None:
+        """Cut connections on which all is said: TLS would wait for the peer's own goodbye.
+
+        At the deadline cut them all: what is cut ends more quietly than what is cancelled.
+        """
         while True:
-            await asyncio.sleep(LAST_WORDS)
+            await asyncio.sleep(min(LAST_WORDS, max(0.01, deadline - time.monotonic())))
+            is_over = time.monotonic() >= deadline
             for connection in tuple(self.server_state.connections):
                 transport: Any = connection.transport
-                if transport.is_closing() and not transport.get_write_buffer_size():
+                if is_over or (transport.is_closing() and not transport.get_write_buffer_size()):
                     transport.abort()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

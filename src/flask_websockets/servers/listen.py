@@ -65,7 +65,7 @@ def listen(host: str, port: int, user_timeout: float) -> Listener:
     :raises OSError: if that is not possible; its text says where, and what to do.
     """
     if host.startswith(UNIX):
-        return _listen_unix(host.removeprefix(UNIX))
+        return _listen_unix(os.path.abspath(host.removeprefix(UNIX)))
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -108,7 +108,7 @@ def _remove_stale(path: str) -> None:
     """Remove a unix socket on which nobody listens any more."""
     try:
         if not stat.S_ISSOCK(os.stat(path).st_mode):
-            return  # bind says that something is there
+            raise FileExistsError(errno.EEXIST, "there is something that is no socket")
     except FileNotFoundError:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:

@@ -51,6 +51,15 @@ class HandedOverTLS(ssl.SSLSocket):
         pass
 
 
+class _DoneTLS(HandedOverTLS):
+    """The same when the relay is done: still dumb, for a handler that comes late, but it closes."""
+
+    __slots__ = ()
+
+    def close(self) -> None:
+        ssl.SSLSocket.close(self)
+
+
 def start_relay(
     outer: socket.socket,
     inner: socket.socket,
@@ -170,5 +179,5 @@ def _watch(
 
 def _close(sock: socket.socket) -> None:
     if isinstance(sock, HandedOverTLS):
-        sock.__class__ = ssl.SSLSocket  # type: ignore[assignment]
+        sock.__class__ = _DoneTLS
     sock.close()

@@ -14,6 +14,8 @@ import os
 import signal
 import ssl
 import sys
+import threading
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -102,7 +104,8 @@ def global_of(app: Flask) -> Loader:
 
     :raises UsageError: if it is not there.
     """
-    if multiprocessing.parent_process() is not None and "__mp_main__" in sys.modules:
+    # What multiprocessing itself goes by, when such a process tries to start another.
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
         raise UsageError(
             "This is a new process that imports the main module, to become a worker of another. "
             'Put websockets.run() behind if __name__ == "__main__".'
@@ -142,7 +145,7 @@ def serve(
         # From the banner on, which says how to stop it, a signal is a normal end.
         banner = partial(_print_banner, served, options, listener)
         if load is None or here:
-            watchdog = Watchdog(timeout + EXIT_GRACE)
+            watchdog = Watchdog(timeout + EXIT_GRACE, on_exit=listener.close)
             try:
                 return _serve_here(served, options, listener, watchdog, on_started=banner)
             finally:
@@ -151,18 +154,20 @@ def serve(
         work = _Work(load, options, listener)
         config = uvicorn.Config("", reload=options.reload)  # sets up the log, too
         if options.reload:
-            banner()
             reloader = ChangeReload(config, target=work.reload, sockets=[listener.socket])
             if isinstance(reloader, StatReload):
                 # Or it would look for the first time a moment after the start, and never see
                 # what was saved before that.
                 reloader.should_restart()
+            banner()
             reloader.run()
-            code = 0
+            code, ends = 0, time.monotonic() + RELOAD_DRAIN
         else:
-            code = Workers(options.workers, work.run, timeout + WORKERS_GRACE).run(banner)
+            workers = Workers(options.workers, work.run, timeout + WORKERS_GRACE)
+            code = workers.run(banner)
+            ends = workers.told_at + timeout + WORKERS_GRACE + PARENT_GRACE
         if for_good:
-            Watchdog(PARENT_GRACE, code).tell()
+            Watchdog(max(PARENT_GRACE, ends - time.monotonic()), code).tell()
         return code
     finally:
         listener.close()
@@ -171,6 +176,16 @@ def serve(
 def _validate(served: Served, options: Options) -> None:
     if not 0 <= options.port <= 65535:
         raise ConfigurationError(f"port is a number from 0 to 65535; got {options.port}.")
+    if not options.host:
+        raise ConfigurationError(
+            'host is a name or address, or unix:// and a path; got "". 0.0.0.0 is every IPv4 '
+            "address of this machine."
+        )
+    if threading.current_thread() is not threading.main_thread():
+        raise UsageError(
+            "websockets.run() serves in the main thread, where signals are heard. In another one "
+            "run an ASGI server of your own with websockets.asgi_app()."
+        )
     if options.workers < 1:
         raise ConfigurationError(f"workers is a number of at least 1; got {options.workers}.")
     if options.reload and options.workers > 1:
@@ -189,11 +204,13 @@ def _validate(served: Served, options: Options) -> None:
     if options.cert is not None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
-            context.load_cert_chain(options.cert, options.key)
+            # A password, so that nobody is asked for one.
+            context.load_cert_chain(options.cert, options.key, password="")
         except (OSError, ssl.SSLError) as error:
             raise ConfigurationError(
                 f"Cannot serve TLS with cert={options.cert!r}, key={options.key!r}: {error}. "
-                "Expected PEM files of a certificate, its chain and its key."
+                "Expected PEM files of a certificate, its chain and its key, without a pass "
+                "phrase."
             ) from None
 
 
@@ -243,8 +260,8 @@ def _serve_here(
         ssl_keyfile=options.key,
     )
     config.load()
-    if listener.is_unix:
-        config.loaded_app = _of_this_machine(config.loaded_app)
+    if listener.is_unix or ":" in listener.host:
+        config.loaded_app = _with_plain_addresses(config.loaded_app)
     config.http_protocol_class = limit_heads(
         config.http_protocol_class, served.config.handshake_timeout
     )
@@ -257,16 +274,19 @@ def _serve_here(
     return 0
 
 
-def _of_this_machine(app: Any) -> Any:
-    """Give the clients of a unix socket an address, for uvicorn's trust in proxies.
+def _with_plain_addresses(app: Any) -> Any:
+    """Give clients an address that uvicorn's trust in proxies knows.
 
-    It goes by addresses. To trust all of them instead would be to believe the first address in
-    X-Forwarded-For, which a client may have written; so it is the last that is not trusted.
+    Those of a unix socket have none. To trust everybody there instead would be to believe the
+    first address in X-Forwarded-For, which a client may have written; so it is the last that is
+    not trusted. Those of IPv4 have an IPv6 address where a socket takes both (RFC 4291, section
+    2.5.5.2).
     """
 
     async def addressed(scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "lifespan" and not scope.get("client"):
-            scope["client"] = (LOCAL_ADDRESS, 0)
+        if scope["type"] != "lifespan":
+            host, port = scope.get("client") or (LOCAL_ADDRESS, 0)
+            scope["client"] = (host.removeprefix("::ffff:") if "." in host else host, port)
         await app(scope, receive, send)
 
     return addressed

@@ -12,6 +12,8 @@ import contextvars
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any, cast
 
+import h11
+
 from ..bridge import ASGIMessage, Outbound
 
 _KNOWN = {
@@ -160,6 +162,7 @@ class _LimitedHead(asyncio.Protocol):
     cycle: Any
 
     _head_timer: asyncio.TimerHandle | None = None  # loop only
+    _in_body = False  # loop only: a request's head is there, and its body not whole
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -174,10 +177,25 @@ class _LimitedHead(asyncio.Protocol):
         if self.transport.get_protocol() is not self:
             self._head_came()
             answer_refused_handshake(self.transport)
-        elif self.cycle is not None and not self.cycle.response_complete:
+        elif self._reads_body() or (self.cycle is not None and not self.cycle.response_complete):
             self._head_came()
         elif self._head_timer is None:
             self._await_head()
+
+    def on_headers_complete(self) -> None:
+        """Called by httptools."""
+        cast(Any, super()).on_headers_complete()
+        self._in_body = True
+
+    def on_message_complete(self) -> None:
+        """Called by httptools."""
+        cast(Any, super()).on_message_complete()
+        self._in_body = False
+
+    def _reads_body(self) -> bool:
+        """Whether the rest of a body comes, which a view may not have waited for."""
+        conn = getattr(self, "conn", None)  # of h11
+        return self._in_body or (conn is not None and conn.their_state is h11.SEND_BODY)
 
     def _await_head(self) -> None:
         self._head_timer = self.loop.call_later(self.head_timeout, self.transport.abort)

@@ -197,7 +197,11 @@ class _Front:
             config=self._config, server_state=self._state, app_state={UPGRADE: upgrade}
         )
         transport, _ = await self._loop.loop.connect_accepted_socket(lambda: protocol, live)
-        protocol.data_received(head)
+        try:
+            protocol.data_received(head)
+        except BaseException:
+            transport.abort()
+            raise
         answer_refused_handshake(transport)
 
     async def _start_uvicorn(self, asgi_app: ASGIApp) -> Any:

@@ -98,6 +98,8 @@ class Workers:
         self._work = work
         self._patience = patience
         self._signals = 0
+        #: When they were told to end.
+        self.told_at: float = 0.0
 
     def run(self, on_start: Callable[[], None]) -> int:
         """Serve until a signal comes, or a worker cannot start.
@@ -110,12 +112,12 @@ class Workers:
         rung.setblocking(False)
         previous = {number: signal.signal(number, self._heard) for number in STOPPING_SIGNALS}
         previous_bell = signal.set_wakeup_fd(bell.fileno())
+        places = [_Place(self._work) for _ in range(self._count)]
         try:
             on_start()
-            places = [_Place(self._work) for _ in range(self._count)]
             started = self._keep(places, rung)
-            self._stop([place.worker for place in places if place.worker is not None], rung)
         finally:
+            self._stop([place.worker for place in places if place.worker is not None], rung)
             signal.set_wakeup_fd(previous_bell)
             for number, handler in previous.items():
                 signal.signal(number, handler)
@@ -143,7 +145,8 @@ class Workers:
         return True
 
     def _stop(self, workers: list[_Worker], rung: socket.socket) -> None:
-        signals, deadline = max(1, self._signals), time.monotonic() + self._patience
+        self.told_at = time.monotonic()
+        signals, deadline = max(1, self._signals), self.told_at + self._patience
         for worker in workers:
             worker.tell()
         alive = list(workers)
@@ -163,14 +166,14 @@ class _Place:
         self._interval: float | None = None  # to its next start, once it has served
         #: When the next worker starts, where there is none.
         self.due: float = 0.0
-        self.worker: _Worker | None = _Worker(work)
+        self.worker: _Worker | None = None
 
     def look_after(self, now: float) -> bool:
         """Replace a worker that died; False if none has ever started here."""
         worker = self.worker
         if worker is None:
             if now >= self.due:
-                self.worker = _Worker(self._work)
+                return self._start(now)
         elif worker.exitcode is not None:
             if worker.has_started:
                 self._interval = RESTART_INTERVAL
@@ -185,6 +188,17 @@ class _Place:
             )
             worker.end(0)
             return self.look_after(now)
+        return True
+
+    def _start(self, now: float) -> bool:
+        try:
+            self.worker = _Worker(self._work)
+        except OSError as error:  # the system has no process or descriptor left
+            logger.error("A worker could not be started: %s", error)
+            if self._interval is None:
+                return False
+            self._interval = min(2 * self._interval, MAX_RESTART_INTERVAL)
+            self.due = now + self._interval
         return True
 
 
