@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
-import ipaddress
 import json
 import os
 import signal
@@ -26,6 +24,7 @@ from websockets.sync.client import connect, unix_connect
 
 from .conftest import ServerProcess, free_port, wait_until
 from .raw_client import RawClient
+from .serving import make_certificate
 
 COUNTED = """
     from flask import Flask, request, session
@@ -588,7 +587,9 @@ def launching(directory: Path) -> Iterator[Launch]:
         for library in without:
             (here / f"{library}.py").write_text("raise ImportError")
         if tls:
-            make_certificate(here)
+            certificate = make_certificate(here)
+            Path(certificate.cert).rename(here / "cert.pem")
+            Path(certificate.key).rename(here / "key.pem")
         (here / "served.py").write_text(fill(textwrap.dedent(source)))
         # No .pyc: two edits within a second, of one length, look the same to it.
         variables = {"PYTHONPATH": str(here), "PYTHONDONTWRITEBYTECODE": "1", **(env or {})}
@@ -611,37 +612,6 @@ def launch(tmp_path: Path) -> Iterator[Launch]:
     """See :func:`launching`."""
     with launching(tmp_path) as launch:
         yield launch
-
-
-def make_certificate(directory: Path) -> None:
-    """Put ``cert.pem`` and ``key.pem`` for 127.0.0.1 there."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
-    now = datetime.datetime.now(datetime.UTC)
-    address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    (directory / "cert.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    (directory / "key.pem").write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-    )
 
 
 def closed_with(client) -> tuple[int | None, str]:
