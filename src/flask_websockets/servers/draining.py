@@ -43,6 +43,8 @@ class DrainingServer(uvicorn.Server):
         on_started: Callable[[], None],
     ) -> None:
         super().__init__(config)
+        #: A signal came.
+        self.should_exit: bool = False
         self._settings = settings
         self._drain = drain
         self._watchdog = watchdog
