@@ -19,7 +19,7 @@ from .watchdog import Watchdog
 #: The least that uvicorn gives HTTP requests at the end; at 0 it would not look at all.
 LEAST_GRACE = 0.1
 #: Seconds in which a client may answer the last goodbye.
-LAST_WORDS = 0.5
+GOODBYE_SECONDS = 0.5
 
 #: The server's own, which uvicorn sets up.
 logger: logging.Logger = logging.getLogger("uvicorn.error")
@@ -97,7 +97,7 @@ class DrainingServer(uvicorn.Server):
         At the deadline cut them all: what is cut ends more quietly than what is cancelled.
         """
         while True:
-            await asyncio.sleep(min(LAST_WORDS, max(0.01, deadline - time.monotonic())))
+            await asyncio.sleep(min(GOODBYE_SECONDS, max(0.01, deadline - time.monotonic())))
             is_over = time.monotonic() >= deadline
             for connection in tuple(self.server_state.connections):
                 transport: Any = connection.transport
