@@ -170,6 +170,39 @@ def test_i9_an_async_view_is_cancelled_at_the_end_of_a_drain(run, app, caplog):
     assert "still runs" not in caplog.text
 
 
+def test_a_view_that_is_over_is_not_reported(run, app, caplog):
+    """Nor is one twice: giving up says what still runs, and no more."""
+    websockets, asgi, _ = make(app)
+    release = threading.Event()
+
+    @websockets.route("/ws")
+    def view(ws):
+        ws.accept()
+        release.wait(TIMEOUT)
+
+    async def main():
+        async with connection(asgi, "/ws") as peer:
+            assert await peer.get_status() == 101
+            [running] = [each.view for each in websockets._runtime.connections]
+            running.give_up()
+            running.give_up()
+            assert websockets.stats().stuck_views == 1
+            release.set()
+            await wait_until(lambda: not running.running)
+        async with connection(asgi, "/ws") as peer:
+            assert await peer.get_status() == 101
+            [running] = [each.view for each in websockets._runtime.connections]
+            await wait_until(lambda: not running.running)
+            running.give_up()
+            assert websockets.stats().stuck_views == 1
+
+    try:
+        run(main)
+    finally:
+        release.set()
+    assert caplog.text.count("still runs") == 1
+
+
 def test_a_drain_of_what_never_ran(run, app):
     """Nobody has come yet: there is nothing to do."""
     _, _, drain = make(app)

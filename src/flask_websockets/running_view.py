@@ -70,8 +70,9 @@ class RunningView:
 
     async def wait(self) -> None:
         """Give the view its time to finish; cancel or report it if it does not (I5, I9)."""
-        with anyio.CancelScope() as self._waiting:
-            await self._wait()
+        if not self.reported:
+            with anyio.CancelScope() as self._waiting:
+                await self._wait()
 
     async def _wait(self) -> None:
         timeout = self._link.config.close_timeout
@@ -92,7 +93,8 @@ class RunningView:
 
     def give_up(self) -> None:
         """Have nobody wait any more: the server has no more time (I9)."""
-        self._report("at the end of the drain (WEBSOCKETS_DRAIN_TIMEOUT)")
+        if self.running and not self.reported:
+            self._report("at the end of the drain (WEBSOCKETS_DRAIN_TIMEOUT)")
         if self._waiting is not None:
             self._waiting.cancel()
 

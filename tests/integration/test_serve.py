@@ -187,13 +187,18 @@ def test_any_free_port(serve):
         assert client.recv(timeout=TIMEOUT) == "hello"
 
 
-def test_an_address_of_ipv6(serve):
-    """--host ::1 listens there, and the banner's URLs have it in brackets."""
-    with socket.socket(socket.AF_INET6) as probe:
-        try:
+@pytest.fixture
+def ipv6():
+    """A machine that has it; socket.has_ipv6 says what Python was built with."""
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
             probe.bind(("::1", 0))
-        except OSError:
-            pytest.skip("this machine has no ::1")
+    except OSError:
+        pytest.skip("this machine has no ::1")
+
+
+def test_an_address_of_ipv6(serve, ipv6):
+    """--host ::1 listens there, and the banner's URLs have it in brackets."""
     server = serve(APP, "--host", "::1", "--port", "0", port=0, wait=False)
     port = server.port_of_banner()
     assert f"ws://[::1]:{port}" in server.banner()
@@ -576,7 +581,7 @@ def test_the_rest_of_a_body_is_no_head(serve, kind, open_sockets):
     assert read_answer(client).body == b"hello"
 
 
-def test_ipv4_clients_of_an_ipv6_socket(serve):
+def test_ipv4_clients_of_an_ipv6_socket(serve, ipv6):
     """They have their own address, and a proxy on this machine is believed as such."""
     server = serve(APP, "--host", "::")
     assert json.loads(server.fetch("/seen").body)["address"] == "127.0.0.1"

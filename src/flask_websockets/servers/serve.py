@@ -41,7 +41,7 @@ from .workers import Workers
 #: The server has its own bound below it; this is for threads that are no daemons.
 EXIT_GRACE = 0.6
 #: Seconds beyond the drain timeout after which workers are killed.
-WORKERS_GRACE = 0.8
+WORKERS_GRACE = 0.7
 #: Seconds that their parent has after them.
 PARENT_GRACE = 0.1
 #: Seconds that a worker of the reloader has for its drain: somebody waits for the new code.

@@ -122,13 +122,15 @@ class DevelopmentServer:
             return _unsupported(start_response)
         head = _request_head(environ)
         front = self._get_front()
+        nothing: Iterable[bytes] = ()
         if isinstance(connection, ssl.SSLSocket):
-            live, rest, other_end = _take_over_tls(connection, environ, self._patience)
+            live, rest = _take_over_tls(connection, environ, self._patience)
         else:
             live, rest, other_end = _take_over(connection, environ)
+            nothing = _Nothing(other_end)
         front.adopt(live, head + rest, Upgrade(app=self._wsgi_app, environ=environ))
-        start_response("101 Switching Protocols", [])  # for the log; it is written to the dummy
-        return _Nothing(other_end)
+        start_response("101 Switching Protocols", [])  # for the log; nobody else gets it
+        return nothing
 
     def forget(self) -> None:
         """The child of a fork: the loop's thread stayed with the parent."""
@@ -284,7 +286,7 @@ def _take_over(
 
 def _take_over_tls(
     connection: ssl.SSLSocket, environ: WSGIEnviron, patience: float
-) -> tuple[socket.socket, bytes, socket.socket]:
+) -> tuple[socket.socket, bytes]:
     """Take a TLS connection over: a thread carries its bytes to what is returned."""
     connection.setblocking(False)
     body, environ["wsgi.input"] = environ["wsgi.input"], BytesIO()
@@ -295,9 +297,7 @@ def _take_over_tls(
     connection.__class__ = HandedOverTLS
     live, inner = socket.socketpair()
     start_relay(connection, inner, patience)
-    dummy, other_end = socket.socketpair()
-    dummy.close()
-    return live, rest, other_end
+    return live, rest
 
 
 def _request_head(environ: WSGIEnviron) -> bytes:
