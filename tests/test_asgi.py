@@ -282,7 +282,7 @@ def test_i9_a_stuck_view_is_reported_and_keeps_its_place(run, app, caplog):
             assert await peer.get_status() == 101
 
     run(main)
-    assert "The view of /ws still runs" in caplog.text
+    assert "The view of /ws (endpoint view, peer without an address) still runs" in caplog.text
 
 
 def test_handshakes_queue_and_then_get_503(run, app):
@@ -337,7 +337,7 @@ def test_a_handshake_that_queues_too_long(run, app):
                 assert [await first.get_status(), await second.get_status()] == [503, 503]
                 go.set()
             stats = websockets.stats()
-            assert stats.handshake_timeouts + stats.refused_full == 2
+            assert stats.handshake_timeouts + stats.refused_handshakes == 2
 
     run(main)
     assert "timed out" in seen[0]
@@ -425,7 +425,7 @@ def test_a_system_without_threads(run, app, monkeypatch):
             assert (await get(asgi))[0] == 503
         stats = websockets.stats()
         assert (stats.connections, stats.view_threads) == (0, 0)
-        assert (stats.refused_full, stats.http_refused) == (3, 1)
+        assert (stats.refused_threads, stats.http_refused) == (3, 1)
         async with connection(asgi, "/ws") as peer:
             assert await peer.get_status() == 101
         assert (await get(asgi))[0] == 404

@@ -15,10 +15,15 @@ from flask_websockets.config import Config, validate_origins
 #: The documented settings and their defaults, written out.
 DEFAULTS = {
     "WEBSOCKETS_MAX_CONNECTIONS": 10_000,
+    "WEBSOCKETS_MAX_CONNECTIONS_PER_ADDRESS": None,
+    "WEBSOCKETS_MAX_CONNECTIONS_PER_USER": None,
     "WEBSOCKETS_MAX_HANDSHAKES": 100,
     "WEBSOCKETS_HANDSHAKE_TIMEOUT": 10.0,
     "WEBSOCKETS_HTTP_THREADS": 40,
     "WEBSOCKETS_MAX_MESSAGE_BYTES": 16_777_216,
+    "WEBSOCKETS_MAX_MESSAGES_PER_SECOND": None,
+    "WEBSOCKETS_MAX_BYTES_PER_SECOND": None,
+    "WEBSOCKETS_RATE_EXCEEDED": "close",
     "WEBSOCKETS_INBOX_MESSAGES": 100,
     "WEBSOCKETS_INBOX_BYTES": 1_048_576,
     "WEBSOCKETS_INBOX_TIMEOUT": 15.0,
@@ -29,12 +34,16 @@ DEFAULTS = {
     "WEBSOCKETS_CLOSE_TIMEOUT": 10.0,
     "WEBSOCKETS_DRAIN_TIMEOUT": 20.0,
     "WEBSOCKETS_MAX_CHANNELS_PER_CONNECTION": 1_000,
+    "WEBSOCKETS_MAX_CHANNEL_NAME_BYTES": 255,
+    "WEBSOCKETS_MAX_PUBLISH_BYTES": 1_048_576,
     "WEBSOCKETS_MAX_PENDING_PUBLISHES": 10_000,
     "WEBSOCKETS_ALLOWED_ORIGINS": (),
     "WEBSOCKETS_BACKEND_URL": "memory://",
 }
 NUMBERS = [key for key, value in DEFAULTS.items() if type(value) is int]
 SECONDS = [key for key, value in DEFAULTS.items() if type(value) is float]
+RATES = [key for key in DEFAULTS if key.endswith("_PER_SECOND")]
+MAY_BE_NONE = [key for key, value in DEFAULTS.items() if value is None]
 
 
 def value_of(key: str, value: object) -> object:
@@ -105,6 +114,48 @@ class TestValues:
             value_of(key, value)
         assert str(caught.value) == f"{key} must be a number of seconds above 0; got {value!r}."
 
+    @pytest.mark.parametrize("key", MAY_BE_NONE)
+    def test_no_limit(self, key):
+        """None is no limit, and a number is one."""
+        assert value_of(key, None) is None
+        assert value_of(key, 7) == 7
+
+    @pytest.mark.parametrize("key", RATES)
+    @pytest.mark.parametrize("value", [1, 0.5, 100_000])
+    def test_rates(self, key, value):
+        """So many a second may be less than one, and becomes a float."""
+        assert value_of(key, value) == value
+        assert type(value_of(key, value)) is float
+
+    @pytest.mark.parametrize("key", RATES)
+    @pytest.mark.parametrize("value", [0, -1, float("inf"), float("nan"), "1", True, [1]])
+    def test_no_rates(self, key, value):
+        """Anything else is an error that names the setting and the value."""
+        with pytest.raises(ConfigurationError) as caught:
+            value_of(key, value)
+        expected = f"{key} must be a number above 0, or None for no limit; got {value!r}."
+        assert str(caught.value) == expected
+
+    @pytest.mark.parametrize("key", sorted(set(MAY_BE_NONE) - set(RATES)))
+    @pytest.mark.parametrize("value", [0, -1, 1.5, "1", True])
+    def test_no_numbers_of_connections(self, key, value):
+        """A limit on connections is a whole number of at least 1, if it is one."""
+        with pytest.raises(ConfigurationError, match=f"^{key} must be a whole number of at least"):
+            value_of(key, value)
+
+    @pytest.mark.parametrize("value", ["close", "slow_down"])
+    def test_rate_exceeded(self, value):
+        """The two policies are known."""
+        assert value_of("WEBSOCKETS_RATE_EXCEEDED", value) == value
+
+    @pytest.mark.parametrize("value", ["", "slow", "pause", None, True])
+    def test_no_policy_of_rates(self, value):
+        """Anything else is an error that names the setting and the policies."""
+        with pytest.raises(
+            ConfigurationError, match=r'^WEBSOCKETS_RATE_EXCEEDED must be "close" or "slow_down"'
+        ):
+            value_of("WEBSOCKETS_RATE_EXCEEDED", value)
+
     @pytest.mark.parametrize("value", ["pause", "close", "drop_newest"])
     def test_inbox_full(self, value):
         """The three policies are known."""
@@ -133,10 +184,11 @@ class TestValues:
         """Each setting is in one of the groups of this class."""
         rest = {
             "WEBSOCKETS_INBOX_FULL",
+            "WEBSOCKETS_RATE_EXCEEDED",
             "WEBSOCKETS_ALLOWED_ORIGINS",
             "WEBSOCKETS_BACKEND_URL",
         }
-        assert {*NUMBERS, *SECONDS, *rest} == set(DEFAULTS)
+        assert {*NUMBERS, *SECONDS, *MAY_BE_NONE, *rest} == set(DEFAULTS)
 
 
 class TestOrigins:

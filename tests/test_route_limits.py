@@ -33,6 +33,9 @@ LIMITS: dict[str, Any] = {
     "send_timeout": 0.25,
     "close_timeout": 0.25,
     "max_channels_per_connection": 2,
+    "max_messages_per_second": 1_000_000.0,
+    "max_bytes_per_second": 1_000_000.0,
+    "rate_exceeded": "slow_down",
 }
 #: Settings that are the application's alone.
 OTHERS = sorted({field.name for field in fields(Config)} - set(LIMITS))

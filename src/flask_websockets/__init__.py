@@ -15,6 +15,7 @@ from .errors import (
     WrongThread,
 )
 from .extension import WebSockets
+from .signals import draining
 from .subscription import Subscription
 from .websocket import AsyncWebSocket, WebSocket
 
@@ -35,4 +36,5 @@ __all__ = [
     "WebSockets",
     "WebSocketsError",
     "WrongThread",
+    "draining",
 ]

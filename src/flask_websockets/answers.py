@@ -105,7 +105,7 @@ def _answer_for_the_view(
         pass  # the client left, or the handshake timed out, while Flask was answering
 
 
-def check_origin(origins: Sequence[str] | None) -> None:
+def check_origin(origins: Sequence[str] | None, link: Link) -> None:
     """View thread. Refuse a page that may not open a WebSocket here.
 
     :raises Forbidden: if it may not.
@@ -115,12 +115,12 @@ def check_origin(origins: Sequence[str] | None) -> None:
     if origins is not None:
         allowed = origins
     if not origin_allowed(origin, request.host, allowed):
-        logger.warning(
-            "Refused a WebSocket from origin %r on %s: add it to WEBSOCKETS_ALLOWED_ORIGINS, or to "
-            "the route's origins=, if its pages may connect; behind a proxy, ProxyFix tells the "
-            "application its own host",
-            origin,
-            request.host,
+        link.entry.registry.refuse(
+            "refused_origin",
+            "Refused a WebSocket from origin %r on %s, on %s: add it to "
+            "WEBSOCKETS_ALLOWED_ORIGINS, or to the route's origins=, if its pages may connect; "
+            "behind a proxy, ProxyFix tells the application its own host",
+            *(origin, request.host, link.entry),
         )
         raise Forbidden("This origin may not open a WebSocket here.")
 

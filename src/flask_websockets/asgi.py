@@ -9,13 +9,13 @@ from typing import Any, Protocol
 
 import anyio
 
-from .bridge import HttpPool, Link
+from .bridge import Entry, HttpPool, Link
 from .config import Config
 from .connection import Connection, Receive, Send, Upgrade, WSGIApp
 from .environ import Scope, WSGIEnviron, build_environ
 from .errors import UsageError
 from .http import HttpAdapter
-from .protocol import PlainResponse, plain_response, refusal_messages, unavailable
+from .protocol import PlainResponse, plain_response, refusal_messages
 from .runtime import Runtime
 
 #: Under this key of ``scope["state"]`` a front in this process leaves an :class:`Upgrade`.
@@ -97,16 +97,16 @@ class Application:
         runtime, config = self._runtime(self._config), self._config
         if (await receive())["type"] != "websocket.connect":
             return  # the client left before we came to it
-        try:
-            environ = _upgrade(scope).environ or build_environ(scope)
-        except ValueError as error:
-            await self._turn_away(scope, send, plain_response(400, str(error)))
-            return
-        if not runtime.admit(config):
-            reason = "The server stops." if runtime.draining else "All connections are taken."
-            await self._turn_away(scope, send, unavailable(reason))
+        refusal = runtime.admit(config, scope["path"], _peer(scope))
+        if refusal is not None:
+            await self._turn_away(scope, send, refusal)
             return
         try:
+            try:
+                environ = _upgrade(scope).environ or build_environ(scope)
+            except ValueError as error:
+                await self._turn_away(scope, send, plain_response(400, str(error)))
+                return
             await self._admitted(runtime, scope, environ, receive, send)
         finally:
             runtime.discharge()
@@ -114,17 +114,15 @@ class Application:
     async def _admitted(
         self, runtime: Runtime, scope: Scope, environ: WSGIEnviron, receive: Receive, send: Send
     ) -> None:
-        slots, config = self._slots(runtime), self._config
-        with anyio.move_on_after(config.handshake_timeout) as waiting:
+        slots, path, peer = self._slots(runtime), scope["path"], _peer(scope)
+        with anyio.move_on_after(self._config.handshake_timeout) as waiting:
             await slots.acquire()
         if waiting.cancelled_caught:
-            runtime.counters.refused_full += 1
-            reason = "Too many handshakes at the same time."
-            await self._turn_away(scope, send, unavailable(reason))
+            await self._turn_away(scope, send, runtime.refuse_handshake(self._config, path, peer))
             return
         if runtime.draining:
             slots.release()
-            await self._turn_away(scope, send, unavailable("The server stops."))
+            await self._turn_away(scope, send, runtime.refuse_draining(path, peer))
             return
         held = True
 
@@ -137,8 +135,7 @@ class Application:
         try:
             connection = self._connect(runtime, scope, environ, receive, send)
             if connection is None:
-                runtime.counters.refused_full += 1
-                await self._turn_away(scope, send, unavailable("No thread is left."))
+                await self._turn_away(scope, send, runtime.refuse_thread(path, peer))
                 return
             await runtime.serve(connection, handshake_done)
         finally:
@@ -152,7 +149,9 @@ class Application:
     ) -> Connection | None:
         """Start the view of a handshake; None if the system has no thread for it."""
         upgrade = _upgrade(scope)
-        link = Link(runtime.door, self._config, scope.get("extensions"))
+        extensions = scope.get("extensions")
+        entry = Entry(runtime.registry, scope["path"], _peer(scope), extensions)
+        link = Link(runtime.door, self._config, entry)
         connection = Connection(link, runtime.counters, scope, receive, send)
         offered = [name.strip() for name in scope.get("subprotocols") or ()]
         app = upgrade.app or self._wsgi_app
@@ -188,6 +187,12 @@ class Application:
         with anyio.move_on_after(self._config.send_timeout):
             for message in refusal_messages(scope.get("extensions"), *response):
                 await send(message)
+
+
+def _peer(scope: Scope) -> str:
+    """Where a connection comes from, for the log; a unix socket's clients have no address."""
+    client = scope.get("client")
+    return str(client[0]) if client else "without an address"
 
 
 def _upgrade(scope: Scope) -> Upgrade:

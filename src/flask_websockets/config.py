@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from .environ import parse_origin
 from .errors import ConfigurationError
@@ -21,6 +21,13 @@ SERVE_PREFIX = "WEBSOCKETS_SERVE_"
 MEMORY_URL = "memory://"
 
 InboxFull = Literal["pause", "close", "drop_newest"]
+RateExceeded = Literal["close", "slow_down"]
+
+#: Settings that are one of a few words.
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "inbox_full": get_args(InboxFull),
+    "rate_exceeded": get_args(RateExceeded),
+}
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,11 @@ class Config:
 
     #: Open connections; above it a handshake is answered 503 with Retry-After.
     max_connections: int = 10_000
+    #: Those of one address, handshakes included; above it 429. None: no limit. An IPv6 address
+    #: counts as its network of 64 bits, which is what one customer gets.
+    max_connections_per_address: int | None = None
+    #: Those of one user, whom ``identify`` names; above it 429. None: no limit.
+    max_connections_per_user: int | None = None
     #: Handshakes at the same time; above it they queue for ``handshake_timeout``, then 503.
     max_handshakes: int = 100
     #: Seconds in which a view must accept or refuse; then 503.
@@ -37,6 +49,13 @@ class Config:
     http_threads: int = 40
     #: Bytes of one incoming message; above it close 1009. uvicorn's own default.
     max_message_bytes: int = 16 * 1024 * 1024
+    #: Messages that one connection may send in a second, on average: so many may come at once.
+    #: None: no limit but the view's own pace, which the inbox hands on to the peer.
+    max_messages_per_second: float | None = None
+    #: Their bytes. One larger message passes when nothing came for long enough.
+    max_bytes_per_second: float | None = None
+    #: What exceeding either does: close 1008, or pause reading until the rate is kept again.
+    rate_exceeded: RateExceeded = "close"
     #: Received messages that the view has not taken.
     inbox_messages: int = 100
     #: Their bytes. One larger message passes when the inbox is empty.
@@ -58,6 +77,10 @@ class Config:
     drain_timeout: float = 20.0
     #: Channels one connection may be subscribed to; above it ``subscribe`` raises.
     max_channels_per_connection: int = 1_000
+    #: Bytes of a channel's name in UTF-8; above it ``subscribe`` and ``publish`` raise.
+    max_channel_name_bytes: int = 255
+    #: Bytes of one published message; above it ``publish`` raises.
+    max_publish_bytes: int = 1024 * 1024
     #: Publishes and subscribes that the loop has not taken; above it both wait, then raise.
     max_pending_publishes: int = 10_000
     #: Origins allowed beside the application's own.
@@ -93,6 +116,7 @@ ROUTE_LIMITS = frozenset(
     {
         *("max_message_bytes", "inbox_messages", "inbox_bytes", "inbox_timeout", "inbox_full"),
         *("outbox_messages", "outbox_bytes", "send_timeout", "close_timeout"),
+        *("max_messages_per_second", "max_bytes_per_second", "rate_exceeded"),
         "max_channels_per_connection",
     }
 )
@@ -107,6 +131,16 @@ def validate_limits(limits: Mapping[str, Any]) -> dict[str, Any]:
     return {name: _validated(name, kinds[name], value) for name, value in limits.items()}
 
 
+def validate_seconds(name: str, value: Any) -> float:
+    """Check a number of seconds.
+
+    :raises ConfigurationError: (a ``ValueError``) if it is none above 0.
+    """
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < 1e9:
+        raise ConfigurationError(f"{name} must be a number of seconds above 0; got {value!r}.")
+    return float(value)
+
+
 def _validated(key: str, kind: Any, value: Any) -> Any:
     if key == PREFIX + "ALLOWED_ORIGINS":
         return _origins(key, value)
@@ -116,19 +150,27 @@ def _validated(key: str, kind: Any, value: Any) -> Any:
                 f"{key} must be {MEMORY_URL!r}, the only backend; got {value!r}."
             )
         return value
-    if key in (PREFIX + "INBOX_FULL", "inbox_full"):
-        if value not in ("pause", "close", "drop_newest"):
-            raise ConfigurationError(
-                f'{key} must be "pause", "close" or "drop_newest"; got {value!r}.'
-            )
+    choices = _CHOICES.get(key.removeprefix(PREFIX).lower())
+    if choices is not None:
+        if value not in choices:
+            *others, last = (f'"{choice}"' for choice in choices)
+            raise ConfigurationError(f"{key} must be {', '.join(others)} or {last}; got {value!r}.")
         return value
+    if kind.endswith(" | None"):
+        if value is None:
+            return None
+        kind = kind.removesuffix(" | None")
+    if key.lower().endswith("_per_second"):
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < 1e12:
+            raise ConfigurationError(
+                f"{key} must be a number above 0, or None for no limit; got {value!r}."
+            )
+        return float(value)
     if kind == "int":
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ConfigurationError(f"{key} must be a whole number of at least 1; got {value!r}.")
         return value
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < 1e9:
-        raise ConfigurationError(f"{key} must be a number of seconds above 0; got {value!r}.")
-    return float(value)
+    return validate_seconds(key, value)
 
 
 def _origins(key: str, value: Any) -> tuple[str, ...]:

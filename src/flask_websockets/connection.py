@@ -21,7 +21,8 @@ from anyio.streams.memory import MemoryObjectReceiveStream
 from .bridge import ASGIMessage, Item, Link, Ticket
 from .counters import Counters
 from .environ import Scope, WSGIEnviron
-from .protocol import message_bytes, unavailable
+from .protocol import LOGIN_OVER, message_bytes, unavailable
+from .rate import RateLimit
 from .running_view import RunningView
 from .servers import uvicorn
 
@@ -73,8 +74,9 @@ class Connection:
         self._send = send
         self._protocol = uvicorn.protocol_of(send)
         self._reading = anyio.CancelScope()
+        self._rate: RateLimit | None = None  # the reader's, where there is a limit
         #: The view behind it.
-        self.view: RunningView = RunningView(link, counters, scope["path"])
+        self.view: RunningView = RunningView(link, counters)
 
     @property
     def protocol(self) -> Any | None:
@@ -107,17 +109,21 @@ class Connection:
                 with anyio.move_on_after(link.config.handshake_timeout):
                     await link.settled.wait()
                 if not link.settled.is_set() and link.time_out_handshake(
-                    *unavailable("The handshake took too long.")
+                    unavailable("The handshake took too long.")
                 ):
                     self._counters.handshake_timeouts += 1
                     logger.warning(
                         "The view of %s neither accepted nor refused within %g s "
                         "(WEBSOCKETS_HANDSHAKE_TIMEOUT); its handshake was answered 503",
-                        self._scope["path"],
+                        link.entry,
                         link.config.handshake_timeout,
                     )
                 handshake_done()
-                await link.ending.wait()
+                with anyio.move_on_after(link.entry.max_age):
+                    await link.ending.wait()
+                if not link.ending.is_set():
+                    self._counters.expired += link.expel(LOGIN_OVER, "the login is too old")
+                    await link.ending.wait()
                 with anyio.move_on_after(link.patience):
                     await link.over.wait()
                 if not link.over.is_set():
@@ -138,11 +144,7 @@ class Connection:
                     data = message.get("text")
                     if data is None:
                         data = message.get("bytes") or b""
-                    # Read each time: the route may have limits of its own.
-                    limit = link.config.max_message_bytes
-                    if message_bytes(data) > limit:
-                        self._counters.oversized += 1
-                        link.expel(1009, f"a message may have {limit} bytes")
+                    if not await self._is_allowed(message_bytes(data)):
                         return
                     if not link.deliver(data) and not await self._make_room(data):
                         return
@@ -150,6 +152,48 @@ class Connection:
                     # After it receive is never called again: hypercorn and daphne would hang.
                     link.lose(message.get("code") or 1005, message.get("reason") or "")
                     return
+
+    async def _is_allowed(self, size: int) -> bool:
+        """Reader. Whether the peer may send a message of *size* bytes, now or in a moment.
+
+        :returns: False if the connection is closed for it.
+        """
+        link, config = self.link, self.link.config  # each time: the route may have its own
+        if size > config.max_message_bytes:
+            link.entry.registry.refuse(
+                "oversized",
+                "A message of %d bytes came on %s: more than WEBSOCKETS_MAX_MESSAGE_BYTES, which "
+                "is %d; it was closed with 1009",
+                *(size, link.entry, config.max_message_bytes),
+            )
+            link.expel(1009, f"a message may have {config.max_message_bytes} bytes")
+            return False
+        messages, size_limit = config.max_messages_per_second, config.max_bytes_per_second
+        if messages is None and size_limit is None:
+            return True
+        now = anyio.current_time()
+        if self._rate is None:
+            self._rate = RateLimit(messages, size_limit, now)
+        seconds = self._rate.wait(size, now)
+        if not seconds:
+            return True
+        if config.rate_exceeded == "slow_down":
+            self._counters.rate_slowed += 1
+            deadline = now + config.inbox_timeout  # or the pong would not be read (I10)
+            while now + seconds <= deadline:
+                await anyio.sleep(seconds)
+                now = anyio.current_time()
+                seconds = self._rate.wait(size, now)
+                if not seconds:
+                    return True
+        link.entry.registry.refuse(
+            "rate_closed",
+            "The peer of %s sent more than it may (WEBSOCKETS_MAX_MESSAGES_PER_SECOND: %s, "
+            "WEBSOCKETS_MAX_BYTES_PER_SECOND: %s); it was closed with 1008",
+            *(link.entry, messages, size_limit),
+        )
+        link.expel(1008, "too much was sent in too short a time")
+        return False
 
     async def _make_room(self, data: str | bytes) -> bool:
         """Reader. The inbox is full: do what WEBSOCKETS_INBOX_FULL says (I10).
@@ -168,7 +212,7 @@ class Connection:
         logger.warning(
             "The view of %s did not take what it received; its inbox was full for %g s "
             "(WEBSOCKETS_INBOX_MESSAGES, _BYTES, _TIMEOUT) and it is closed with 1013",
-            self._scope["path"],
+            link.entry,
             config.inbox_timeout if config.inbox_full == "pause" else 0,
         )
         link.expel(1013, "the server is too busy")

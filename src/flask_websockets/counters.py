@@ -12,7 +12,6 @@ class Counters:
     view_threads: int = 0  # loop only; what there is now, no total
     view_tasks: int = 0  # loop only; likewise
     connections: int = 0  # loop only
-    refused_full: int = 0  # loop only
     http_refused: int = 0  # loop only
     body_timeouts: int = 0  # loop only
     handshake_timeouts: int = 0  # loop only
@@ -24,10 +23,20 @@ class Counters:
     dropped_latest: int = 0  # loop only
     inbox_dropped: int = 0  # loop only
     inbox_closed: int = 0  # loop only
-    oversized: int = 0  # loop only
+    rate_slowed: int = 0  # loop only
+    expired: int = 0  # loop only
+    disconnected: int = 0  # loop only
     send_timeouts: int = 0  # loop only
     aborted: int = 0  # loop only
     stuck_views: int = 0  # loop only
+
+
+#: What the registry counts, because threads refuse as well as the loop.
+REFUSALS = (
+    *("refused_full", "refused_address", "refused_user", "refused_handshakes"),
+    *("refused_threads", "refused_draining", "refused_origin", "refused_subscribes"),
+    *("refused_publishes", "oversized", "rate_closed"),
+)
 
 
 @dataclass(frozen=True)
@@ -63,9 +72,25 @@ class Stats:
 
     #: Connections that were accepted.
     connections_total: int
-    #: Handshakes answered 503 because of ``WEBSOCKETS_MAX_CONNECTIONS`` or
-    #: ``WEBSOCKETS_MAX_HANDSHAKES``, or because the system has no thread left.
+    #: Handshakes answered 503 because of ``WEBSOCKETS_MAX_CONNECTIONS``.
     refused_full: int
+    #: Handshakes answered 429 because of ``WEBSOCKETS_MAX_CONNECTIONS_PER_ADDRESS``.
+    refused_address: int
+    #: Handshakes answered 429 because of ``WEBSOCKETS_MAX_CONNECTIONS_PER_USER``.
+    refused_user: int
+    #: Handshakes answered 503 because ``WEBSOCKETS_MAX_HANDSHAKES`` were under way for
+    #: ``WEBSOCKETS_HANDSHAKE_TIMEOUT``.
+    refused_handshakes: int
+    #: Handshakes answered 503 because the system has no thread left.
+    refused_threads: int
+    #: Handshakes answered 503 because the server drains.
+    refused_draining: int
+    #: Handshakes answered 403 because of the page that they came from.
+    refused_origin: int
+    #: Subscribes that raised: too many channels, a name that is too long, a loop that is behind.
+    refused_subscribes: int
+    #: Publishes that raised: too large, a name that is too long, a loop that is behind.
+    refused_publishes: int
     #: HTTP requests answered 503 because too many wait for a thread, or none is left.
     http_refused: int
     #: HTTP requests whose client sent nothing of its body for a minute; the view's read raised 408.
@@ -90,6 +115,14 @@ class Stats:
     inbox_closed: int
     #: Connections closed with 1009.
     oversized: int
+    #: Connections closed with 1008 because the peer sent too much in too short a time.
+    rate_closed: int
+    #: Messages that waited because of it, by ``WEBSOCKETS_RATE_EXCEEDED = "slow_down"``.
+    rate_slowed: int
+    #: Connections closed with 4401 because they had the age of their route's ``max_age``.
+    expired: int
+    #: Connections ended by ``disconnect``, or because of what ``recheck`` said.
+    disconnected: int
     #: Connections cut because the peer did not take a message, or the client a piece of an HTTP
     #: response, for ``WEBSOCKETS_SEND_TIMEOUT``.
     send_timeouts: int

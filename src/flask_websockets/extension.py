@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import warnings
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 from weakref import WeakSet
 
@@ -16,10 +19,10 @@ from flask.sansio.scaffold import Scaffold
 
 from .answers import answer, require_upgrade
 from .asgi import Application
-from .bridge import Link
+from .bridge import Link, Rounds, User, run_on_the_loop, user_key
 from .channels import Dropping, OnSlow, Publication, PublishResult
 from .cli import commands
-from .config import ROUTE_LIMITS, Config, validate_limits, validate_origins
+from .config import ROUTE_LIMITS, Config, validate_limits, validate_origins, validate_seconds
 from .counters import Stats
 from .errors import (
     ConnectionClosed,
@@ -27,10 +30,12 @@ from .errors import (
     UsageError,
     WrongThread,
 )
-from .protocol import message_bytes, validate_token
-from .runtime import Runtime
+from .protocol import LOGIN_OVER, message_bytes, validate_close, validate_token
+from .rights import NO_IDENTITY, IdentifyType, RecheckType, Rights
+from .runtime import DRAIN_GRACE, Runtime
 from .servers.serve import Options, Served, serve
 from .servers.werkzeug import DevelopmentLoop, DevelopmentServer
+from .signals import draining
 from .subscription import Subscription
 from .views import Route, View, largest_message, seal_session, spare_async_views, view_function
 from .websocket import AsyncWebSocket, BaseWebSocket, WebSocket, encode_msgpack
@@ -38,10 +43,15 @@ from .websocket import AsyncWebSocket, BaseWebSocket, WebSocket, encode_msgpack
 if TYPE_CHECKING:
     from .testing import WebSocketClient
 
+logger: logging.Logger = logging.getLogger("flask_websockets")
+
 ViewType = TypeVar("ViewType", bound=View)
 Channels = str | Iterable[str]
 AnyWebSocket = WebSocket | AsyncWebSocket
 Exclude = AnyWebSocket | Iterable[AnyWebSocket]
+
+#: The close reason for those who may not stay, by what a recheck says.
+REVOKED = "the login is no longer valid"
 
 #: Every object of this process, for the child of a fork.
 _all: WeakSet[WebSockets] = WeakSet()
@@ -53,6 +63,7 @@ class AppState:
 
     websockets: WebSockets
     config: Config
+    rights: Rights
 
 
 @dataclass(frozen=True)
@@ -84,6 +95,8 @@ class WebSockets:
         self._inherited: Runtime | None = None  # of a parent process; never used again
         self._stopped: str | None = None  # why publish raises NotRunning
         self._starting = threading.Lock()  # two loops must not start a runtime at once
+        self._rights = Rights()
+        self._rounds: Rounds | None = None  # of rechecks, while a server runs
         _all.add(self)
         if app is not None:
             self.init_app(app)
@@ -104,7 +117,7 @@ class WebSockets:
                 "once, and import that object where you need it."
             )
         config = Config.from_mapping(app.config)
-        app.extensions["websockets"] = AppState(self, config)
+        app.extensions["websockets"] = AppState(self, config, self._rights)
         self._apps.append(app)
         for rule in self._rules:
             rule.add_to(app)
@@ -132,6 +145,7 @@ class WebSockets:
         bp: Scaffold | None = None,
         subprotocols: Sequence[str] = (),
         origins: Sequence[str] | None = None,
+        max_age: float | None = None,
         **options: Any,
     ) -> Callable[[ViewType], ViewType]:
         """Register a WebSocket view. The decorator returns the function it was given.
@@ -147,11 +161,15 @@ class WebSockets:
         :param subprotocols: what the view speaks; the first of the client's is chosen.
         :param origins: origins allowed on this route, instead of
             ``WEBSOCKETS_ALLOWED_ORIGINS``; the application's own always is.
+        :param max_age: seconds for which the login holds that the handshake was checked with.
+            Then the connection is closed with 4401, and the client's next handshake is checked
+            anew. By default it holds as long as the connection.
         :param options: limits of this route, instead of the setting ``WEBSOCKETS_`` and the
             same name in capitals: ``max_message_bytes``, ``inbox_messages``, ``inbox_bytes``,
             ``inbox_timeout``, ``inbox_full``, ``outbox_messages``, ``outbox_bytes``,
-            ``send_timeout``, ``close_timeout``, ``max_channels_per_connection``. And options
-            for Werkzeug's ``Rule``: ``defaults``, ``host``, ``subdomain``,
+            ``send_timeout``, ``close_timeout``, ``max_channels_per_connection``,
+            ``max_messages_per_second``, ``max_bytes_per_second``, ``rate_exceeded``. And
+            options for Werkzeug's ``Rule``: ``defaults``, ``host``, ``subdomain``,
             ``strict_slashes``.
         :raises ConfigurationError: for origins or limits that cannot be right.
         :raises ValueError: for a subprotocol that is no token.
@@ -166,6 +184,8 @@ class WebSockets:
             if isinstance(origins, str):
                 origins = (origins,)
             allowed = validate_origins("origins", tuple(origins))
+        if max_age is not None:
+            max_age = validate_seconds("max_age", max_age)
 
         limits = validate_limits(
             {name: options.pop(name) for name in ROUTE_LIMITS & options.keys()}
@@ -173,7 +193,7 @@ class WebSockets:
 
         def register(view: ViewType) -> ViewType:
             name = endpoint or view.__name__
-            function = self._function_of(Route(view, supported, allowed, limits))
+            function = self._function_of(Route(view, supported, allowed, limits, max_age))
             made = _Rule(rule, name, function, options)
             target = blueprint or bp
             if target is not None:
@@ -210,20 +230,26 @@ class WebSockets:
             the newest message of each channel ever waits.
         :returns: the subscription, which is what to enter; it counts what is dropped. Entering
             it raises what :meth:`Subscription.__enter__` says.
-        :raises ValueError: for another *on_slow*.
+        :raises ValueError: for another *on_slow*, and for a name that is longer than
+            ``WEBSOCKETS_MAX_CHANNEL_NAME_BYTES``.
         :raises TypeError: for channels of the wrong type.
         """
         policies = ("close", *get_args(Dropping))
         if on_slow not in policies:
             raise ValueError(f"on_slow must be one of {', '.join(policies)}; got {on_slow!r}.")
-        return Subscription(ws, _names(channels), on_slow, self._runtime_of)
+        try:
+            names = _names(channels, ws.link.config.max_channel_name_bytes)
+        except ValueError:
+            ws.link.entry.registry.count("refused_subscribes")
+            raise
+        return Subscription(ws, names, on_slow, self._runtime_of)
 
     def unsubscribe(self, ws: AnyWebSocket, channels: Channels) -> None:
         """Unsubscribe a connection from channels, whatever the number of nested subscribes.
 
         Channels that it is not subscribed to are no error. What was queued before goes out.
         """
-        names = _names(channels)
+        names = _names(channels, ws.link.config.max_channel_name_bytes)
         if not ws.closed:
             ws.link.leave(names, self._runtime_of(ws).hub.unsubscribe, entirely=True)
 
@@ -259,21 +285,21 @@ class WebSockets:
         :raises WrongThread: on the event loop's own thread; await :meth:`apublish` there.
         :raises TimeoutError: if the loop does not take it within ``WEBSOCKETS_SEND_TIMEOUT``:
             ``WEBSOCKETS_MAX_PENDING_PUBLISHES`` are waiting already.
+        :raises ValueError: for more than ``WEBSOCKETS_MAX_PUBLISH_BYTES`` of data, and for a name
+            that is longer than ``WEBSOCKETS_MAX_CHANNEL_NAME_BYTES``.
         :raises TypeError: for data or channels of the wrong type.
         """
         publication = self._publication(data, channels, encode_json, encode_msgpack, exclude)
         runtime = self._running()
         if runtime is None:
             return
-        if threading.get_ident() == runtime.door.thread and not runtime.door.shut:
-            raise WrongThread(
-                "publish was called on the event loop's own thread, where it might wait for "
-                "itself. In async code: await websockets.apublish(...). In a signal handler: "
-                "asyncio.create_task(websockets.apublish(...))."
-            )
+        _not_on_the_loop(runtime, "publish", "apublish")
         try:
             runtime.door.take_slot(runtime.config.send_timeout)
             runtime.door.post_in_slot(runtime.hub.publish, publication)
+        except TimeoutError:
+            runtime.registry.count("refused_publishes")
+            raise
         except NotRunning:
             # The test client's last connection may have closed just now: that is no stop.
             if self._stopped is not None:
@@ -301,11 +327,7 @@ class WebSockets:
         runtime = self._running()
         if runtime is None:
             return PublishResult(local=0)
-        if threading.get_ident() != runtime.door.thread:
-            raise WrongThread(
-                "apublish was awaited on another thread than the server's loop. "
-                "Call publish there; it does not wait for subscribers."
-            )
+        _on_the_loop(runtime, "apublish", "publish")
         runtime.door.drain()
         return runtime.hub.publish(publication)
 
@@ -321,6 +343,129 @@ class WebSockets:
         if runtime is None:
             return Stats(**{field.name: 0 for field in fields(Stats)})
         return runtime.stats()
+
+    # -- rights over time ---------------------------------------------------------------------
+
+    def identify(self, function: IdentifyType) -> IdentifyType:
+        """Register the function that says who a user is. A decorator; it returns the function.
+
+        Called without arguments in the request context of each handshake, after the Origin
+        was checked and before the view and its decorators. It returns the user's id, a ``str``,
+        ``int`` or ``uuid.UUID``, or None for a client without a user; 5 and ``"5"`` are the same
+        user. :meth:`disconnect`, :meth:`recheck` and ``WEBSOCKETS_MAX_CONNECTIONS_PER_USER``
+        need it.
+
+        :raises UsageError: if one is registered already.
+        """
+        self._rights.set_identify(function)
+        return function
+
+    def recheck(self, *, every: float) -> Callable[[RecheckType], RecheckType]:
+        """Register a function that says of each user, again and again, whether he may stay.
+
+        It is called with what :meth:`identify` returned, once a round for each user that is
+        connected, in a thread that all users share, inside an application context. For a user
+        of whom it returns something false, every connection is closed with 4401. Where it
+        raises, that is logged and the connections stay. Clients without a user are not asked.
+
+        Takes effect when a server starts.
+
+        :param every: seconds between the end of one round and the next.
+        :raises UsageError: if one is registered already.
+        :raises ConfigurationError: for seconds that cannot be right.
+        """
+        seconds = validate_seconds("every", every)
+
+        def register(function: RecheckType) -> RecheckType:
+            self._rights.set_recheck(function, seconds)
+            return function
+
+        return register
+
+    def disconnect(self, *, user: User, code: int = LOGIN_OVER, reason: str = "") -> int:
+        """End every connection of a user, on logout for example. From any thread.
+
+        What waits for them is dropped, and nothing that is published after it reaches them. A
+        handshake that has no answer yet is answered 401. Whoever may still log in may connect
+        again: make an end to the login first.
+
+        :param user: as :meth:`identify` returns it.
+        :param code: the close code; 4401, as a 401 is to a request, tells a page to log in.
+        :param reason: at most 123 bytes of UTF-8.
+        :returns: how many connections there were, in this process.
+        :raises UsageError: if nothing says who a user is.
+        :raises WrongThread: on the event loop's own thread; await :meth:`adisconnect` there.
+        :raises NotRunning: if the server has stopped.
+        :raises ValueError: for a code that may not be sent, or a reason that is too long.
+        :raises TypeError: if *user* is no ``str``, ``int`` or ``UUID``.
+        """
+        validate_close(code, reason)
+        key, runtime = self._known(user), self._running()
+        if runtime is None:
+            return 0
+        _not_on_the_loop(runtime, "disconnect", "adisconnect")
+        links = runtime.registry.users.links(key)
+        if links:
+            runtime.door.post(runtime.expel, (links, code, reason))
+        return len(links)
+
+    async def adisconnect(self, *, user: User, code: int = LOGIN_OVER, reason: str = "") -> int:
+        """End every connection of a user, in async code on the loop. See :meth:`disconnect`."""
+        validate_close(code, reason)
+        key, runtime = self._known(user), self._running()
+        if runtime is None:
+            return 0
+        _on_the_loop(runtime, "adisconnect", "disconnect")
+        links = runtime.registry.users.links(key)
+        runtime.door.drain()
+        runtime.expel((links, code, reason))
+        return len(links)
+
+    def _known(self, user: User) -> str:
+        if not self._rights.knows_users:
+            raise UsageError(f"No user can be disconnected: {NO_IDENTITY}.")
+        return user_key(user)
+
+    # -- draining -----------------------------------------------------------------------------
+
+    def drain(self, timeout: float | None = None) -> None:
+        """Have everybody leave, before this process is taken away. From any thread.
+
+        From the first moment handshakes are answered 503. Applications that listen to
+        :data:`draining` may say goodbye. Then connections are closed with 1012, in batches, so
+        that their clients do not all come back in the same moment; a view that is busy may
+        finish what it has received, and still send. At half the timeout the last of them is
+        closed; at its end what is left is cut, and views that did not return are logged with
+        their stack.
+
+        Blocks until all that is done, which is soon where everybody leaves. After it the
+        process goes on answering HTTP, and handshakes with 503, until a server starts anew.
+        ``flask websockets serve`` drains by itself, on SIGTERM.
+
+        :param timeout: seconds; None for ``WEBSOCKETS_DRAIN_TIMEOUT``.
+        :raises WrongThread: on the event loop's own thread; await :meth:`adrain` there.
+        :raises ValueError: for a timeout that is no number above 0.
+        """
+        timeout = self._drain_timeout(timeout)
+        runtime = self._runtime
+        if runtime is None or runtime.door.shut:
+            return
+        _not_on_the_loop(runtime, "drain", "adrain")
+        with suppress(NotRunning):  # everybody has left
+            run_on_the_loop(runtime.door, partial(self._drain, timeout), timeout + DRAIN_GRACE)
+
+    async def adrain(self, timeout: float | None = None) -> None:
+        """Have everybody leave, in async code on the loop. See :meth:`drain`."""
+        timeout = self._drain_timeout(timeout)
+        runtime = self._runtime
+        if runtime is not None and not runtime.door.shut:
+            _on_the_loop(runtime, "adrain", "drain")
+            await self._drain(timeout)
+
+    def _drain_timeout(self, timeout: float | None) -> float:
+        if timeout is None:
+            return self._config().drain_timeout
+        return validate_seconds("timeout", timeout)
 
     # -- serving --------------------------------------------------------------------------------
 
@@ -433,7 +578,17 @@ class WebSockets:
         """Loop. Have everybody leave, because the server is about to stop."""
         runtime = self._runtime
         if runtime is not None:
-            await runtime.drain(timeout)
+            await runtime.drain(timeout, self._announce if draining.receivers else None)
+
+    def _announce(self) -> None:
+        """Thread. Let applications say goodbye."""
+        for app in self._apps:
+            for receiver in draining.receivers_for(app):
+                try:
+                    with app.app_context():
+                        app.ensure_sync(receiver)(app)
+                except Exception:
+                    logger.exception("A receiver of the draining signal failed")
 
     async def stop_testing(self) -> None:
         """Loop. For the test client: its last connection is gone, and another may follow."""
@@ -442,7 +597,7 @@ class WebSockets:
     def _function_of(self, route: Route) -> Callable[..., Any]:
         # A view of several rules is one function to Flask, as where it is routed itself.
         limits = tuple(sorted(route.limits.items()))
-        key = (route.view, route.subprotocols, route.origins, limits)
+        key = (route.view, route.subprotocols, route.origins, limits, route.max_age)
         function = self._view_functions.get(key)
         if function is None:
             function = self._view_functions[key] = view_function(route)
@@ -478,9 +633,21 @@ class WebSockets:
                     "process. One object serves one loop: stop that server first, or use two "
                     "objects, whose channels are separate."
                 )
-            self._runtime = Runtime(config)
+            self._runtime = runtime = Runtime(config)
             self._stopped = None
-            return self._runtime
+            if self._rights.every is not None:
+                self._rounds = Rounds(self._rights.every, partial(self._recheck, runtime))
+            return runtime
+
+    def _recheck(self, runtime: Runtime) -> bool:
+        """Thread of the rounds. Close the connections of those who may not stay."""
+        for key in self._rights.revoked(runtime.registry):
+            links = runtime.registry.users.links(key)
+            try:
+                runtime.door.post(runtime.expel, (links, LOGIN_OVER, REVOKED))
+            except NotRunning:
+                return False
+        return not runtime.door.shut
 
     async def _stop(self, *, restartable: bool = False) -> None:
         """Loop. The server goes down; *restartable* where publish should not mind."""
@@ -488,6 +655,8 @@ class WebSockets:
         if runtime is not None:
             if not restartable:
                 self._stopped = "The server has stopped; nothing can be published any more."
+            if self._rounds is not None:
+                self._rounds.stop()
             await runtime.stop()
             self._runtime = None
 
@@ -551,8 +720,25 @@ class WebSockets:
                 f"A message is str or bytes; got {type(data).__name__}. "
                 "publish_json takes anything that JSON can carry."
             )
+        size, config = message_bytes(data), self._config()
+        try:
+            _check_size(size, config.max_publish_bytes)
+            names = _names(channels, config.max_channel_name_bytes)
+        except ValueError:
+            if self._runtime is not None:
+                self._runtime.registry.count("refused_publishes")
+            raise
         message = {"type": "websocket.send", key: data}
-        return Publication(message, message_bytes(data), _names(channels), _links(exclude))
+        return Publication(message, size, names, _links(exclude))
+
+    def _config(self) -> Config:
+        """Any thread. The settings that hold for what belongs to no connection."""
+        if self._runtime is not None:
+            return self._runtime.config
+        if self._apps:
+            config: Config = self._apps[0].extensions["websockets"].config
+            return config
+        return Config()
 
     def _dumps(self, data: Any) -> str:
         # Publisher threads have no application context; the provider is the application's.
@@ -561,12 +747,41 @@ class WebSockets:
         return self._apps[0].json.dumps(data)
 
 
-def _names(channels: Channels) -> tuple[str, ...]:
+def _check_size(size: int, limit: int) -> None:
+    if size > limit:
+        raise ValueError(
+            f"A published message has at most {limit} bytes (WEBSOCKETS_MAX_PUBLISH_BYTES); got "
+            f"{size}. It would wait in the outbox of every subscriber."
+        )
+
+
+def _names(channels: Channels, limit: int) -> tuple[str, ...]:
     names = (channels,) if isinstance(channels, str) else tuple(dict.fromkeys(channels))
     for name in names:
         if not isinstance(name, str):
             raise TypeError(f"A channel's name is a str; got {type(name).__name__}.")
+        if len(name) * 4 > limit and (size := message_bytes(name)) > limit:
+            raise ValueError(
+                f"A channel's name has at most {limit} bytes of UTF-8 "
+                f"(WEBSOCKETS_MAX_CHANNEL_NAME_BYTES); got {size}: {name[:40]!r}..."
+            )
     return names
+
+
+def _not_on_the_loop(runtime: Runtime, name: str, twin: str) -> None:
+    if threading.get_ident() == runtime.door.thread and not runtime.door.shut:
+        raise WrongThread(
+            f"{name} was called on the event loop's own thread, where it might wait for "
+            f"itself. In async code: await websockets.{twin}(...). In a signal handler: "
+            f"asyncio.create_task(websockets.{twin}(...))."
+        )
+
+
+def _on_the_loop(runtime: Runtime, name: str, twin: str) -> None:
+    if threading.get_ident() != runtime.door.thread:
+        raise WrongThread(
+            f"{name} was awaited on another thread than the server's loop. Call {twin} there."
+        )
 
 
 def _links(exclude: Exclude) -> Collection[Link]:

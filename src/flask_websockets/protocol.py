@@ -88,6 +88,9 @@ _SENDABLE_CODES = frozenset(
 #: RFC 6455 section 5.5: a control frame carries 125 bytes, two of which are the code.
 MAX_REASON_BYTES = 123
 
+#: What a page gets whose login does not hold any more, as an HTTP request gets a 401.
+LOGIN_OVER = 4401
+
 #: The server writes these itself; a second copy would break the handshake.
 _HANDSHAKE_HEADERS = frozenset(
     {

@@ -7,12 +7,23 @@ its handshake, until it has accepted, and for its teardown.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
+from types import FrameType
 
 import anyio
 
-from .bridge import AsyncView, Finish, Link, ViewTask, start_view_thread
+from .bridge import (
+    AsyncView,
+    Finish,
+    Link,
+    Stack,
+    ViewTask,
+    format_stack,
+    stack_of_thread,
+    start_view_thread,
+    thread_frames,
+)
 from .counters import Counters
 
 #: How often an async view is cancelled before it is reported: once for what it waits for, once
@@ -23,21 +34,18 @@ logger: logging.Logger = logging.getLogger("flask_websockets")
 
 
 class RunningView:
-    """One view, from the start of its thread until nothing of it runs any more.
+    """One view, from the start of its thread until nothing of it runs any more."""
 
-    :param path: of the connection, for the log.
-    """
-
-    def __init__(self, link: Link, counters: Counters, path: str) -> None:
+    def __init__(self, link: Link, counters: Counters) -> None:
         self._link = link
         self._counters = counters
-        self._path = path
         self._over = anyio.Event()
         self._on_over: Callable[[], None] = lambda: None
         self._finishing: anyio.Semaphore | None = None
         self._waiting: anyio.CancelScope | None = None
         self._holds_place = False  # of those that _finishing has
-        self._threads = 0  # one at most
+        self._threads = 0  # one, or for a moment two: the teardown's may be quicker
+        self._ident = 0  # of the last one that was started
         self._task: ViewTask | None = None  # of an async view
         self._returned = False  # an async view: what blocks is left, and is not cancelled
         self._abandoned = False
@@ -82,7 +90,8 @@ class RunningView:
         for _attempt in range(CANCELLATIONS - self._abandoned):
             if self.cancel() and await self._ends_within(timeout):
                 return
-        self._report(f"{timeout:g} s after its connection ended (WEBSOCKETS_CLOSE_TIMEOUT)")
+        when = f"{timeout:g} s after its connection ended (WEBSOCKETS_CLOSE_TIMEOUT)"
+        report([self], when)
 
     def cancel(self) -> bool:
         """Cancel what waits in an async view; False if there is nothing to cancel."""
@@ -91,24 +100,29 @@ class RunningView:
         self._task.cancel()
         return True
 
-    def give_up(self) -> None:
-        """Have nobody wait any more: the server has no more time (I9)."""
-        if self.running and not self.reported:
-            self._report("at the end of the drain (WEBSOCKETS_DRAIN_TIMEOUT)")
-        if self._waiting is not None:
-            self._waiting.cancel()
-
-    def _report(self, when: str) -> None:
+    def leave_alone(self) -> None:
+        """Have nobody wait for it any more: it is reported."""
         if self._task is not None:
             self._task.leave()
         self.reported = True
         self._counters.stuck_views += 1
-        logger.warning(
-            "The view of %s still runs %s; its %s is left to itself",
-            self._path,
-            when,
-            "thread" if self._threads else "task, which was cancelled,",
-        )
+        if self._waiting is not None:
+            self._waiting.cancel()
+
+    @property
+    def endpoint(self) -> str:
+        """The endpoint of its connection; the path, where it was not routed yet."""
+        return self._link.entry.endpoint or self._link.entry.path
+
+    def __str__(self) -> str:
+        """Its connection, for the log."""
+        return str(self._link.entry)
+
+    def where(self, frames: Mapping[int, FrameType]) -> tuple[str, Stack]:
+        """What runs, and where it is. :param frames: of ``thread_frames``."""
+        if self._threads:
+            return "thread", stack_of_thread(self._ident, frames)
+        return "task, which was cancelled,", () if self._task is None else self._task.stack
 
     def abandon(self) -> None:
         """Nobody waits any more: an async view still has its time, and then ends."""
@@ -131,7 +145,7 @@ class RunningView:
                 link.report(self._thread_over, error)
 
         link = self._link
-        start_view_thread(run_and_report, f"flask-websockets-view {self._path}")
+        self._ident = start_view_thread(run_and_report, f"flask-websockets-view {link.entry.path}")
         self._threads += 1
         self._counters.view_threads += 1
 
@@ -166,9 +180,7 @@ class RunningView:
                 except RuntimeError as error:
                     # Blocking for once is better than a database connection that stays away.
                     # From Python 3.12 on a process that ends starts no threads.
-                    logger.warning(
-                        "The teardown of %s runs on the event loop: %s", self._path, error
-                    )
+                    logger.warning("The teardown of %s runs on the event loop: %s", self, error)
                     self.error = finish()
         finally:
             self._task = None
@@ -183,3 +195,22 @@ class RunningView:
             on_over, self._on_over = self._on_over, lambda: None
             self._link.start_task = None
             on_over()
+
+
+def report(views: Iterable[RunningView], when: str) -> None:
+    """Log views that did not end in their time, each stack once, and leave them alone (I9)."""
+    frames = thread_frames()
+    groups: dict[tuple[str, str, Stack], list[RunningView]] = {}
+    for view in views:
+        if view.running and not view.reported:
+            groups.setdefault((view.endpoint, *view.where(frames)), []).append(view)
+            view.leave_alone()
+    for (endpoint, what, stack), stuck in groups.items():
+        if len(stuck) == 1:
+            said = f"The view of {stuck[0]} still runs {when}; its {what} is left to itself"
+        else:
+            said = (
+                f"{len(stuck)} views of endpoint {endpoint} still run {when}, all in the same "
+                "place; they are left to themselves"
+            )
+        logger.warning("%s. It is here:\n%s", said, format_stack(stack))

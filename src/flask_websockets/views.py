@@ -53,6 +53,8 @@ class Route:
     origins: tuple[str, ...] | None = None
     #: Settings of its own, by the names of ``Config``'s fields.
     limits: Mapping[str, Any] = field(default_factory=dict)
+    #: Seconds after which its connections are closed with 4401.
+    max_age: float | None = None
 
     @property
     def is_async(self) -> bool:
@@ -73,10 +75,15 @@ def view_function(route: Route) -> Callable[..., ResponseReturnValue]:
                 "This is a WebSocket endpoint, and this server speaks WSGI only. Serve the "
                 "application's asgi_app(), with uvicorn for example."
             )
-        check_origin(route.origins)
         link, session = handshake.link, _Session()
+        link.entry.endpoint = request.endpoint or ""
+        link.entry.peer = request.remote_addr or link.entry.peer
+        check_origin(route.origins, link)
         if route.limits:
             link.configure(replace(link.config, **route.limits))
+        link.entry.max_age = route.max_age
+        state = current_app.extensions["websockets"]
+        state.rights.take_places(link)
         handshake.before_save = session.seal
         common = handshake, request.environ, route.subprotocols, session.save
         if is_async:

@@ -10,19 +10,24 @@ The law of this folder:
 ``door.py`` is the door, ``link.py`` what lies between one view and one socket, ``pipe.py`` what
 lies between one HTTP request's thread and the loop, ``threads.py`` the threads themselves.
 An async view has a task of ``tasks.py``, and ``handshake.py`` for what Flask does in a thread.
+``stacks.py`` says for the log where a view is that does not end.
+``registry.py`` knows who is connected, where a limit holds for one address or one user.
 """
 
 from .door import Door
 from .handshake import Handshake
 from .link import ASGIMessage, AsyncView, Finish, Item, Link, Outbound, Ticket
 from .pipe import Pipe
-from .tasks import ViewTask
-from .threads import HttpPool, LoopThread, start_view_thread
+from .registry import Entry, Registry, User, address_key, user_key
+from .stacks import Stack, format_stack, stack_of_thread, thread_frames
+from .tasks import ViewTask, run_on_the_loop
+from .threads import HttpPool, LoopThread, Rounds, start_view_thread
 
 __all__ = [
     "ASGIMessage",
     "AsyncView",
     "Door",
+    "Entry",
     "Finish",
     "Handshake",
     "HttpPool",
@@ -31,7 +36,17 @@ __all__ = [
     "LoopThread",
     "Outbound",
     "Pipe",
+    "Registry",
+    "Rounds",
+    "Stack",
     "Ticket",
+    "User",
     "ViewTask",
+    "address_key",
+    "format_stack",
+    "run_on_the_loop",
+    "stack_of_thread",
     "start_view_thread",
+    "thread_frames",
+    "user_key",
 ]

@@ -23,7 +23,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Generator, Iterable
 from queue import Empty, SimpleQueue
 from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
@@ -33,8 +33,17 @@ from anyio.streams.memory import MemoryObjectReceiveStream
 
 from ..config import Config
 from ..errors import ConcurrencyError, ConnectionClosed, NotRunning, UsageError, WrongThread
-from ..protocol import Action, Pairs, State, message_bytes, refusal_messages, transition
+from ..protocol import (
+    Action,
+    Pairs,
+    PlainResponse,
+    State,
+    message_bytes,
+    refusal_messages,
+    transition,
+)
 from .door import Door, Event
+from .registry import Entry
 
 T = TypeVar("T")
 
@@ -105,13 +114,12 @@ class Link:
     #: Where the writer takes what is to be sent.
     outbox: MemoryObjectReceiveStream[Item]  # loop only
 
-    def __init__(
-        self, door: Door, config: Config, extensions: Mapping[str, Any] | None = None
-    ) -> None:
+    def __init__(self, door: Door, config: Config, entry: Entry | None = None) -> None:
         self._door = door  # set once
+        #: What is known of the connection.
+        self.entry: Entry = entry or Entry()  # set once; the view's thread completes it
         #: The limits of this connection: the application's, or its route's.
         self.config: Config = config  # set by the view's thread, before the accept
-        self._extensions = extensions  # set once: what the server can do beyond ASGI's core
 
         self._lock = threading.Lock()
         self._state = State.CONNECTING  # guarded by _lock; reading alone needs none
@@ -120,6 +128,7 @@ class Link:
         self._levels: dict[str, int] = {}  # guarded by _lock: channel -> nested subscribes
         self._closed: threading.Event | None = None  # guarded by _lock; made when waited for
         self._hung_up = False  # guarded by _lock: our side said goodbye
+        self._dismissal: tuple[int, str] | None = None  # set by the loop; threads read it
 
         self._receiving = threading.Lock()
         self._batch: list[Any] = []  # guarded by _receiving: newest first, so that pop() is next
@@ -141,8 +150,9 @@ class Link:
         self._outbound, self.outbox = anyio.create_memory_object_stream[Item](math.inf)  # loop only
         self._moved = self._moved_bytes = 0  # loop only: of _posted, those that reached the loop
         self._outbox_messages = self._outbox_bytes = 0  # loop only: in the stream or being sent
-        # Loop only: tickets in the stream without a message; sends of an async view.
-        self._dropped = self._sent_in_turn = 0
+        # Loop only: tickets in the stream without a message; of an async view, its sends, and the
+        # tasks that wait for the end.
+        self._dropped = self._sent_in_turn = self._awaiting_end = 0
         # Whom to wake, and the size that must fit. Threads append, the loop pops.
         self._blocked: deque[tuple[Callable[[], object], int]] = deque()
 
@@ -205,7 +215,7 @@ class Link:
 
     def refuse(self, status: int, headers: Pairs, body: bytes) -> None:
         """Any thread. Answer the handshake with an HTTP response; does not wait."""
-        messages = refusal_messages(self._extensions, status, headers, body)
+        messages = refusal_messages(self.entry.extensions, status, headers, body)
         with self._lock:
             self._state = transition(self._state, Action.REFUSE, self._code, self._reason)
             self._over_for_threads()
@@ -241,6 +251,7 @@ class Link:
             if not self._batch and not self._fetch(timeout):
                 return None
             if self._batch[-1] is _END:  # left where it is: the end stays the end
+                self._depart()
                 raise ConnectionClosed(self._code, self._reason)
             message = self._took(self._batch.pop())
             if self._room is not None:
@@ -264,6 +275,11 @@ class Link:
             self._over_for_threads()
             self._post_quietly(self._turn_away, [message])
 
+    def _depart(self) -> None:
+        """View's side. It has come to the end of what it was to finish: say goodbye."""
+        if self._dismissal is not None:
+            self.close(*self._dismissal)
+
     def wait_closed(self, timeout: float | None) -> bool:
         """Any thread. Wait until the connection is over; False if *timeout* passes first."""
         self._must_not_block_the_loop("wait_closed")
@@ -282,7 +298,11 @@ class Link:
         :raises UsageError: above the limit of channels; then nothing is subscribed.
         """
         # A leave is posted for each join at most: bounding the joins bounds both (I6).
-        self._door.take_slot(self.config.send_timeout)
+        try:
+            self._door.take_slot(self.config.send_timeout)
+        except TimeoutError:
+            self.entry.registry.count("refused_subscribes")
+            raise
         try:
             with self._lock:
                 self._door.post_in_slot(subscribe, (self, self._enter(channels)))
@@ -303,6 +323,7 @@ class Link:
         new = [name for name in channels if name not in self._levels]
         limit = self.config.max_channels_per_connection
         if len(self._levels) + len(new) > limit:
+            self.entry.registry.count("refused_subscribes")
             raise UsageError(
                 f"A connection may be subscribed to {limit} channels "
                 f"(WEBSOCKETS_MAX_CHANNELS_PER_CONNECTION); {len(self._levels)} and "
@@ -528,6 +549,7 @@ class Link:
                 if not self._arrived.is_set():
                     return None
             if self._hung_up or self._at_end():
+                self._depart()
                 await anyio.lowlevel.checkpoint()
                 raise ConnectionClosed(self._code, self._reason)
             return self._took(self._batch.pop())
@@ -585,10 +607,14 @@ class Link:
 
     async def await_closed(self, timeout: float | None) -> bool:
         """Loop. Wait until the connection is over; False if *timeout* passes first."""
-        with anyio.move_on_after(timeout):
-            await self.ending.wait()
-            if self._state is State.OPEN:  # a send has failed; the reader may know more
-                await self.over.wait()
+        self._awaiting_end += 1
+        try:
+            with anyio.move_on_after(timeout):
+                await self.ending.wait()
+                if self._state is State.OPEN:  # a send has failed; the reader may know more
+                    await self.over.wait()
+        finally:
+            self._awaiting_end -= 1
         return self._state in (State.CLOSED, State.REFUSED)
 
     def catch_up(self) -> None:
@@ -746,42 +772,62 @@ class Link:
 
     # -- loop: endings --------------------------------------------------------------------------
 
-    def expel(self, code: int, reason: str) -> None:
-        """Loop. Close because of what the peer did; what waits for it is dropped.
+    def expel(self, code: int, reason: str, refusal: PlainResponse | None = None) -> bool:
+        """Loop. Close because of the peer, or of who it is; what waits for it is dropped.
 
         The close frame goes out if the peer takes anything within the close timeout.
+
+        :param refusal: the answer to a handshake that has none yet.
+        :returns: False if the connection is over already.
         """
-        with self._lock:
-            if self._state is not State.OPEN:
-                return
-            self._state = transition(self._state, Action.CLOSE)
-            self._code, self._reason = code, reason
-            self._over_for_threads()
+        messages = self._end(code, reason, refusal)
+        if not messages:
+            return False
         self._drop_outbox()
         self.patience = self.config.close_timeout
-        self._turn_away([{"type": "websocket.close", "code": code, "reason": reason}])
+        self._turn_away(messages)
+        return True
 
-    def dismiss(self, code: int, reason: str, status: int, headers: Pairs, body: bytes) -> None:
+    def dismiss(self, code: int, reason: str, refusal: PlainResponse) -> None:
         """Loop. Have the peer leave; what was sent before goes out first.
 
-        A handshake that has no answer yet gets the response.
+        :param refusal: the answer to a handshake that has none yet.
         """
+        messages = self._end(code, reason, refusal)
+        if messages:
+            self._door.drain()  # what threads sent before
+            self._turn_away(messages)
+
+    def let_finish(self, code: int, reason: str, refusal: PlainResponse) -> None:
+        """Loop. Have the peer leave when the view is done with what it has received.
+
+        One that waits, for a message or for the end, is done.
+        """
+        self._door.drain()  # it may have begun to wait
+        waits = self._waiting or self._arrived is not None or self._awaiting_end
+        if self._state is not State.OPEN or waits or self._closed is not None:
+            self.dismiss(code, reason, refusal)
+        else:
+            self._dismissal = code, reason
+            self._end_inbox()
+
+    def _end(self, code: int, reason: str, refusal: PlainResponse | None) -> list[ASGIMessage]:
+        """Loop. Make an end; the last words, none if there is one already."""
         with self._lock:
             if self._state is State.OPEN:
                 self._state = transition(self._state, Action.CLOSE)
-                self._code, self._reason = code, reason
+                self._code = code
                 messages: list[ASGIMessage] = [
                     {"type": "websocket.close", "code": code, "reason": reason}
                 ]
-            elif self._state is State.CONNECTING:
+            elif self._state is State.CONNECTING and refusal is not None:
                 self._state = transition(self._state, Action.REFUSE)
-                self._reason = reason
-                messages = refusal_messages(self._extensions, status, headers, body)
+                messages = refusal_messages(self.entry.extensions, *refusal)
             else:
-                return
+                return []
+            self._reason = reason
             self._over_for_threads()
-        self._door.drain()  # what threads sent before
-        self._turn_away(messages)
+        return messages
 
     def fail(self, patience: float = DISCONNECT_GRACE) -> None:
         """Loop. The peer cannot be reached; the reader may still learn why."""
@@ -805,15 +851,16 @@ class Link:
         for event in (self.settled, self.ending, self.over):
             event.set()
 
-    def time_out_handshake(self, status: int, headers: Pairs, body: bytes) -> bool:
+    def time_out_handshake(self, refusal: PlainResponse) -> bool:
         """Loop. Answer for a view that does not; False if it has answered meanwhile."""
+        # Only threads leave this state behind, and they may do so right now.
         with self._lock:
             if self._state is not State.CONNECTING:
                 return False
             self._state = transition(self._state, Action.REFUSE)
             self._reason = "the handshake timed out"
             self._over_for_threads()
-        self._turn_away(refusal_messages(self._extensions, status, headers, body))
+        self._turn_away(refusal_messages(self.entry.extensions, *refusal))
         return True
 
     def _end_inbox(self) -> None:

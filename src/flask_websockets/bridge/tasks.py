@@ -5,12 +5,36 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import anyio
 
+from .door import Door
+from .stacks import Stack, stack_of_coroutine
+
 logger: logging.Logger = logging.getLogger("flask_websockets")
+
+
+def run_on_the_loop(
+    door: Door, run: Callable[[], Coroutine[Any, Any, None]], timeout: float
+) -> None:
+    """Any thread but the loop's. Run a coroutine on the loop, and wait for its end.
+
+    :param timeout: seconds to wait at most; the coroutine knows its own end.
+    :raises NotRunning: if the loop has stopped.
+    """
+    over = threading.Event()
+
+    async def run_and_tell() -> None:
+        try:
+            await run()
+        finally:
+            over.set()
+
+    door.post(lambda _: ViewTask(run_and_tell, contextvars.Context()), None)
+    over.wait(timeout)
 
 
 class ViewTask:
@@ -26,6 +50,7 @@ class ViewTask:
         self._task: asyncio.Task[None] | None = None  # on asyncio
         self._scope: anyio.CancelScope | None = None  # on trio
         self._timer: asyncio.TimerHandle | None = None  # of expire, on asyncio
+        self._coroutine: Coroutine[Any, Any, None] | None = None  # while it runs
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
@@ -58,6 +83,11 @@ class ViewTask:
         if self._timer is not None:
             self._timer.cancel()
 
+    @property
+    def stack(self) -> Stack:
+        """Where it waits."""
+        return stack_of_coroutine(self._coroutine)
+
     def leave(self) -> None:
         """Have nobody wait for it: it was cancelled, and goes on.
 
@@ -72,7 +102,10 @@ class ViewTask:
             await self._run(run)
 
     async def _run(self, run: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._coroutine = run()
         try:
-            await run()
+            await self._coroutine
         except Exception:
             logger.exception("An async view's task failed; this is a bug, please report it")
+        finally:
+            self._coroutine = None

@@ -19,9 +19,10 @@ IDLE_SECONDS = 10.0
 QUEUED_PER_THREAD = 25
 
 
-def start_view_thread(run: Callable[[], None], name: str) -> None:
+def start_view_thread(run: Callable[[], None], name: str) -> int:
     """Loop. Run *run* on a new daemon thread: a stuck view never keeps the process alive (I9).
 
+    :returns: the thread's ident.
     :raises RuntimeError: if the system has no thread left.
     """
 
@@ -29,7 +30,10 @@ def start_view_thread(run: Callable[[], None], name: str) -> None:
         yield_to_the_loop()
         run()
 
-    threading.Thread(target=prefer_the_loop_and_run, name=name, daemon=True).start()
+    thread = threading.Thread(target=prefer_the_loop_and_run, name=name, daemon=True)
+    thread.start()
+    assert thread.ident is not None  # it has started
+    return thread.ident
 
 
 def yield_to_the_loop() -> None:
@@ -112,6 +116,29 @@ class HttpPool:
                 with self._lock:
                     self._busy -= 1
             del run  # an idle thread must not keep a request alive
+
+
+class Rounds:
+    """Any thread. Calls something again and again, on a daemon thread of its own.
+
+    :param every: seconds between the end of one call and the next.
+    :param run: called each time; False ends the rounds.
+    """
+
+    def __init__(self, every: float, run: Callable[[], bool]) -> None:
+        self._every = every
+        self._run_once = run
+        self._stopped = threading.Event()
+        threading.Thread(target=self._run, name="flask-websockets-rounds", daemon=True).start()
+
+    def stop(self) -> None:
+        """Any thread. Call it no more; does not wait for a call that is under way."""
+        self._stopped.set()
+
+    def _run(self) -> None:
+        yield_to_the_loop()
+        while not self._stopped.wait(self._every) and self._run_once():
+            pass
 
 
 class LoopThread:
