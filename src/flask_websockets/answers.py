@@ -68,13 +68,14 @@ def _call(
                 size += len(chunk)
                 if size > MAX_REFUSAL_BYTES:
                     raise ValueError(
-                        f"The answer to a handshake has at most {MAX_REFUSAL_BYTES} bytes."
+                        f"The answer to a handshake has at most {MAX_REFUSAL_BYTES} bytes, "
+                        "because servers hold it in memory; got more. Refuse with a short one."
                     )
         finally:
             if hasattr(chunks, "close"):
                 chunks.close()
     except BaseException as raised:  # SystemExit as well: the thread ends here (I5)
-        logger.error("Exception on WebSocket %s", environ.get("PATH_INFO"), exc_info=raised)
+        logger.error("Exception on WebSocket %s", handshake.link.entry, exc_info=raised)
         error = raised
     if error is not None or not handshake.goes_on:
         _answer_for_the_view(handshake.link, error, *started, b"".join(body))
@@ -96,9 +97,9 @@ def _answer_for_the_view(
             return link.refuse(code, list(headers), body)
         if error is None:
             logger.error(
-                "The handshake was answered with %s, which is no refusal; expected a status of "
-                "3xx to 5xx, or None to accept. The client got 500",
-                status,
+                "The handshake on %s was answered with %s, which is no refusal; expected a status "
+                "of 3xx to 5xx, or None to accept. The client got 500",
+                *(link.entry, status),
             )
         link.refuse(500, [("Content-Type", "text/plain")], b"Internal Server Error\n")
     except ConnectionClosed:

@@ -189,8 +189,9 @@ class Hub:
         for link in slow:
             self._counters.closed_slow += 1
             logger.warning(
-                "A subscriber does not keep up and is closed with 1013: its outbox is full "
-                "(WEBSOCKETS_OUTBOX_MESSAGES, WEBSOCKETS_OUTBOX_BYTES)."
+                "The subscriber on %s does not keep up and is closed with 1013: its outbox is full "
+                "(WEBSOCKETS_OUTBOX_MESSAGES, WEBSOCKETS_OUTBOX_BYTES)",
+                link.entry,
             )
             link.expel(*SLOW_CONSUMER)
             self.forget(link)

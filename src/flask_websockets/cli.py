@@ -125,6 +125,8 @@ def _describe(endpoint: str) -> tuple[str, str, str, str]:
     if origins is None:
         origins = current_app.extensions["websockets"].config.allowed_origins
     limits = [f"{name}={value}" for name, value in sorted(route.limits.items())]
+    if route.max_age is not None:
+        limits.append(f"max_age={route.max_age}")
     return (
         "async" if route.is_async else "sync",
         ", ".join(route.subprotocols) or NOTHING,

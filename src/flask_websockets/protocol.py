@@ -147,12 +147,16 @@ def validate_headers(headers: Headers) -> list[tuple[str, str]]:
 
 def _validate_header(name: str, value: str) -> None:
     if not isinstance(name, str) or not isinstance(value, str):
-        raise TypeError(f"A header is a pair of str; got {name!r}: {value!r}.")
+        kinds = f"{type(name).__name__} and {type(value).__name__}"
+        raise TypeError(f"A header is a pair of str; got {kinds}.")
     if not _TOKEN.fullmatch(name):
         raise ValueError(f"{name!r} is no header name: expected a token (RFC 7230).")
     if not _HEADER_VALUE.fullmatch(value):
+        found = next(character for character in value if not _HEADER_VALUE.fullmatch(character))
+        # Not the value: it may be a cookie, and this may be logged.
         raise ValueError(
-            f"The value of header {name} has a character that may not be sent: {value!r}."
+            f"The value of header {name} has a character that may not be sent: {found!r} at "
+            f"position {value.index(found)}."
         )
 
 

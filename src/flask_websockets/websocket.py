@@ -101,8 +101,9 @@ class BaseWebSocket:
             subprotocol = choose_subprotocol(self._offered, self._supported)
         elif validate_token("subprotocol", subprotocol) not in self._offered:
             raise ValueError(
-                f"Subprotocol {subprotocol!r} was not offered: expected one of "
-                f"{', '.join(self._offered) or 'none, the client offers no subprotocol'}."
+                # Not which: some clients send a token for a subprotocol, and this may be logged.
+                f"Subprotocol {subprotocol!r} was not offered: expected one of the client's "
+                f"{len(self._offered)}, or None."
             )
         return partial(self._accept, subprotocol, validate_headers(headers))
 
@@ -452,7 +453,7 @@ def _decode(data: bytes) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        raise InvalidMessage(f"Expected UTF-8; got {data[:40]!r}: {error}") from error
+        raise InvalidMessage(f"Expected UTF-8; got {len(data)} bytes: {error}") from error
 
 
 def _parse_json(data: str | bytes) -> Any:
@@ -460,4 +461,5 @@ def _parse_json(data: str | bytes) -> Any:
     try:
         return flask_json.loads(text)
     except (ValueError, RecursionError) as error:  # what no int() takes is no JSONDecodeError
-        raise InvalidMessage(f"Expected JSON; got {text[:40]!r}: {error}") from error
+        # Not the text: it may be logged.
+        raise InvalidMessage(f"Expected JSON; got {len(text)} characters: {error}") from error

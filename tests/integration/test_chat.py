@@ -167,7 +167,7 @@ def test_an_error_says_what_was_expected(chat):
     """The error names what was expected: JSON, or a text of so many characters."""
     with guest(chat, "lobby", "Mallory") as mallory:
         mallory.connection.send("{")
-        assert "Expected JSON; got '{'" in mallory.read("error")["text"]
+        assert "Expected JSON; got 1 characters" in mallory.read("error")["text"]
         mallory.say("x" * 1001)
         assert mallory.read("error")["text"] == 'Expected {"text": "1 to 1000 characters"}'
 
