@@ -144,7 +144,12 @@ class Connection:
                     data = message.get("text")
                     if data is None:
                         data = message.get("bytes") or b""
-                    if not await self._is_allowed(message_bytes(data)):
+                    size, config = message_bytes(data), link.config  # its route may have its own
+                    if (
+                        size > config.max_message_bytes
+                        or config.max_messages_per_second is not None
+                        or config.max_bytes_per_second is not None
+                    ) and not await self._is_allowed(size):
                         return
                     if not link.deliver(data) and not await self._make_room(data):
                         return
@@ -156,9 +161,11 @@ class Connection:
     async def _is_allowed(self, size: int) -> bool:
         """Reader. Whether the peer may send a message of *size* bytes, now or in a moment.
 
+        Called where there is something to look at only.
+
         :returns: False if the connection is closed for it.
         """
-        link, config = self.link, self.link.config  # each time: the route may have its own
+        link, config = self.link, self.link.config
         if size > config.max_message_bytes:
             link.entry.registry.refuse(
                 "oversized",
@@ -169,8 +176,6 @@ class Connection:
             link.expel(1009, f"a message may have {config.max_message_bytes} bytes")
             return False
         messages, size_limit = config.max_messages_per_second, config.max_bytes_per_second
-        if messages is None and size_limit is None:
-            return True
         now = anyio.current_time()
         if self._rate is None:
             self._rate = RateLimit(messages, size_limit, now)
