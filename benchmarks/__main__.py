@@ -1,4 +1,5 @@
-"""Compare flask-websockets with raw ASGI, or its HTTP with other servers, in turn, in one run."""
+"""Compare flask-websockets with raw ASGI, its HTTP with other servers, or itself with itself in
+trouble, in turn, in one run."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 try:
+    from .bystanders import BYSTANDER_MODES, bystander_summary, bystander_table
     from .client import MODES, Fault, measure
     from .http_client import HTTP_MODES, measure_http
 except ImportError as error:
@@ -64,11 +66,31 @@ def compare_http(options: argparse.Namespace, core: int | None) -> dict[str, Any
     return {mode: http_summary(runs[mode]) for mode in runs}
 
 
+def compare_bystanders(options: argparse.Namespace, core: int | None) -> dict[str, Any]:
+    modes = [mode for mode in options.modes if mode in BYSTANDER_MODES]
+    runs: dict[str, list[dict[str, Any]]] = {mode: [] for mode in modes}
+    for run in range(1, options.runs + 1):
+        for mode in modes:
+            step = f"run {run} of {options.runs}, {mode}"
+            try:
+                measured = BYSTANDER_MODES[mode](options.ws, core, options.seconds)
+            except Fault as fault:
+                raise Fault(f"{step}: {fault}") from None
+            runs[mode].append(measured)
+            print(f"{step}: {measured['with'] / measured['without']:.2f} times", file=sys.stderr)
+    return {mode: bystander_summary(runs[mode]) for mode in modes}
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    groups = {"websockets": list(MODES), "http": list(HTTP_MODES)}
+    groups = {
+        "websockets": list(MODES),
+        "http": list(HTTP_MODES),
+        "bystanders": list(BYSTANDER_MODES),
+    }
     parser.add_argument("group", nargs="?", choices=groups, help="all modes of one kind")
-    parser.add_argument("--modes", nargs="+", choices=[*MODES, *HTTP_MODES], help="just these")
+    modes = [mode for group in groups.values() for mode in group]
+    parser.add_argument("--modes", nargs="+", choices=modes, help="just these")
     parser.add_argument("--runs", type=int, default=3, help="of which the medians are taken")
     parser.add_argument("--seconds", type=float, default=2.0, help="timed, for each measurement")
     parser.add_argument("--ws", choices=IMPLEMENTATIONS, default="auto", help="not for HTTP")
@@ -107,6 +129,7 @@ def main() -> int:
     try:
         results = compare(options, pinned and pinned[0])
         http_results = compare_http(options, pinned and pinned[0])
+        bystander_results = compare_bystanders(options, pinned and pinned[0])
     except Fault as fault:
         headline = "MESSAGES WERE LOST, DOUBLED OR REORDERED, OR AN ANSWER WAS WRONG"
         print(f"{headline}\n{fault}", file=sys.stderr)
@@ -114,7 +137,8 @@ def main() -> int:
     except Exception:  # Python's own exit code would be 1, which speaks of faults alone.
         traceback.print_exc()
         return 2
-    names = dict.fromkeys(((*SERVER, "picows") if results else ()) + (VERSIONS if http else ()))
+    ours = (*SERVER, "picows") if results or bystander_results else ()
+    names = dict.fromkeys(ours + (VERSIONS if http else ()))
     report = {
         "options": {name: getattr(options, name) for name in ("ws", "runs", "seconds")},
         "versions": versions(names),
@@ -124,6 +148,7 @@ def main() -> int:
         report["servers"] = {name: SERVERS[name].setting for name in options.servers}
     tables = [table(results)] if results else []
     tables += [http_table(http_results)] if http_results else []
+    tables += [bystander_table(bystander_results)] if bystander_results else []
     print("\n\n".join(tables), end="\n\n")
     for title, part in report.items():
         if title == "servers":
@@ -131,7 +156,7 @@ def main() -> int:
         else:
             print(f"{title}:", ", ".join(f"{name} {value}" for name, value in part.items()))
     if options.json:
-        everything = {**report, "results": {**results, **http_results}}
+        everything = {**report, "results": {**results, **http_results, **bystander_results}}
         options.json.write_text(json.dumps(everything, indent=2) + "\n")
     return 0
 

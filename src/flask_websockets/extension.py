@@ -663,6 +663,7 @@ class WebSockets:
     def _forked(self) -> None:
         """The child of a fork. Its parent's loop takes callbacks here, and never runs them."""
         self._starting = threading.Lock()
+        self._rounds = None  # its thread is the parent's
         self._development_loop.forget()
         for server in self._development_servers:
             server.forget()
