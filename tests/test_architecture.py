@@ -104,7 +104,7 @@ THE_LAW = {
         LOOP,
         {
             *("bridge", "config", "connection", "environ", "errors", "http", "protocol"),
-            "runtime",
+            *("runtime", "servers.uvicorn"),
         },
         {"anyio", "contextvars"},
     ),

@@ -17,6 +17,7 @@ from .errors import UsageError
 from .http import HttpAdapter
 from .protocol import PlainResponse, plain_response, refusal_messages
 from .runtime import Runtime
+from .servers import uvicorn
 
 #: Under this key of ``scope["state"]`` a front in this process leaves an :class:`Upgrade`.
 UPGRADE = "flask_websockets.upgrade"
@@ -187,6 +188,7 @@ class Application:
         with anyio.move_on_after(self._config.send_timeout):
             for message in refusal_messages(scope.get("extensions"), *response):
                 await send(message)
+            uvicorn.note_refusal(uvicorn.protocol_of(send))
 
 
 def _peer(scope: Scope) -> str:

@@ -257,6 +257,8 @@ class Connection:
                 if kind == "websocket.accept":
                     self._accepted()
                 elif kind in GOODBYES:
+                    if kind == "websocket.http.response.body":
+                        uvicorn.note_refusal(self._protocol)
                     link.over.set()
                     return
         if deadline.cancelled_caught:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import linecache
 import sys
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from types import FrameType
 from typing import Any, TypeAlias
 
@@ -17,6 +18,13 @@ def thread_frames() -> Mapping[int, FrameType]:
     return sys._current_frames()
 
 
+#: Functions of this package that call the user's code: what is before them tells nobody anything.
+_ENTRANCES = {
+    (str(Path(__file__).parent.parent / module), function)
+    for module, function in (("answers.py", "_call"), ("views.py", "_run"), ("views.py", "_await"))
+}
+
+
 def stack_of_thread(ident: int, frames: Mapping[int, FrameType]) -> Stack:
     """Any thread. Where the thread *ident* is; empty if it has ended.
 
@@ -27,12 +35,12 @@ def stack_of_thread(ident: int, frames: Mapping[int, FrameType]) -> Stack:
     while frame is not None:
         places.append(_place(frame))
         frame = frame.f_back
-    return tuple(reversed(places))
+    return _from_the_users_code(tuple(reversed(places)))
 
 
 def stack_of_coroutine(coroutine: Any) -> Stack:
     """Loop. Where a coroutine waits; empty if it has ended."""
-    return tuple(map(_place, _awaited(coroutine)))
+    return _from_the_users_code(tuple(map(_place, _awaited(coroutine))))
 
 
 def format_stack(stack: Stack) -> str:
@@ -43,6 +51,14 @@ def format_stack(stack: Stack) -> str:
         if source := linecache.getline(file, number).strip():
             lines.append(f"    {source}")
     return "\n".join(lines)
+
+
+def _from_the_users_code(stack: Stack) -> Stack:
+    begin = 0
+    for index, (file, _, function) in enumerate(stack, 1):
+        if (file, function) in _ENTRANCES:
+            begin = index
+    return stack[begin:] or stack
 
 
 def _place(frame: FrameType) -> tuple[str, int, str]:

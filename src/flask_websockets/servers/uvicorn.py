@@ -43,9 +43,19 @@ def protocol_of(send: Callable[..., Any]) -> Any | None:
         and isinstance(getattr(protocol, "writable", None), asyncio.Event)
         and hasattr(getattr(protocol, "transport", None), "abort")
         and isinstance(getattr(protocol, "connections", None), set)
+        and isinstance(getattr(protocol, "handshake_complete", None), bool)
     ):
         return protocol
     return None
+
+
+def note_refusal(protocol: Any | None) -> None:
+    """Have uvicorn know that a handshake was answered with a response.
+
+    Its websockets-sansio protocol (0.54) does not notice, and logs an error for each.
+    """
+    if protocol is not None:
+        protocol.handshake_complete = True
 
 
 class InlineSend:
