@@ -86,11 +86,16 @@ async def raw(scope: Any, receive: Any, send: Any) -> None:
 
 
 @contextmanager
-def serve(target: str, ws: str, core: int | None = None) -> Iterator[int]:
-    """Serve *target* (``module:app``) with uvicorn on a free port, which is yielded."""
+def serve(
+    target: str, ws: str, core: int | None = None, log: IO[bytes] | None = None
+) -> Iterator[int]:
+    """Serve *target* (``module:app``) with uvicorn on a free port, which is yielded.
+
+    :param log: gets all that the server prints.
+    """
     command = ["-m", "uvicorn", target, "--host", "127.0.0.1", "--port", "{port}"]
     command += ["--log-level", "warning", "--ws-per-message-deflate", "false"]
-    with start([*command, *IMPLEMENTATIONS[ws]], core) as port:
+    with start([*command, *IMPLEMENTATIONS[ws]], core, log=log) as port:
         yield port
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -17,7 +18,9 @@ import pytest
 pytest.importorskip("picows", reason="the benchmark's client needs picows")
 pytest.importorskip("uvloop", reason="the benchmark's client needs uvloop")
 
-from benchmarks.__main__ import leave_out_missing
+import benchmarks.bystanders as bystanders
+import uvloop
+from benchmarks.__main__ import leave_out_missing, main
 from benchmarks.client import Fault, Mode, measure
 from benchmarks.http_app import Observed
 from benchmarks.http_client import (
@@ -322,3 +325,143 @@ def test_every_http_mode_is_answered_by_the_application() -> None:
             method = "GET" if mode.upload is None else "POST"
             response = client.open(mode.path.format(number=3), method=method, data=mode.upload)
             assert (response.status_code, response.data) == (200, mode.answer(3)), name
+
+
+@pytest.mark.parametrize("ws", ["auto", "wsproto"])
+def test_refusals(ws: str, tmp_path: Path) -> None:
+    """Every handshake above the limit is refused, and the page is answered meanwhile."""
+    if ws == "auto":
+        pytest.importorskip("websockets", reason="--ws auto needs the extra fast")
+        pytest.importorskip("httptools", reason="--ws auto needs the extra fast")
+    with (
+        (tmp_path / "log").open("wb") as log,
+        serve("benchmarks.bystanders_app:refusals", ws, None, log) as port,
+    ):
+        found = uvloop.run(bystanders.refusals(port, 0.2, handshakes=300))
+    assert found["with"] > 0 and found["without"] > 0 and found["handshakes"] > 0
+
+
+def test_slow_subscribers() -> None:
+    """Those that read get everything, in order, while two that do not have full outboxes."""
+    for slow in (False, True):
+        with serve("benchmarks.bystanders_app:slow_subscribers", "wsproto") as port:
+            found = uvloop.run(bystanders.slow_subscribers(port, 0.3, slow, subscribers=10))
+        assert found["p99"] > 0
+        assert found["grown"] is None or found["grown"] < 2 * (found["outbox"] + 2**20)
+
+
+def test_prints_a_table_of_bystanders_and_writes_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The ratio of each run and their median, the handshakes, and what memory has grown by."""
+    runs = iter([(0.002, 0.010), (0.002, 0.008), (0.004, 0.012)])
+
+    def refusals(ws: str, core: int | None, seconds: float) -> dict[str, Any]:
+        without, beside = next(runs)
+        lags = {"lag_without": 0.001, "lag_with": 0.002}
+        return {"without": without, "with": beside, "handshakes": 2000.0, **lags}
+
+    def slow(ws: str, core: int | None, seconds: float) -> dict[str, Any]:
+        grown = {"grown_without": 2**20, "grown_with": 3 * 2**20, "allowed": 4 * 2**20}
+        return {"without": 0.02, "with": 0.03, "lag_without": 0.0, "lag_with": 0.0, **grown}
+
+    path = tmp_path / "result.json"
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "bystanders", "--json", str(path)])
+    monkeypatch.setitem(bystanders.BYSTANDER_MODES, "refusals", refusals)
+    monkeypatch.setitem(bystanders.BYSTANDER_MODES, "slow-subscribers", slow)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0}, raising=False)  # pins nothing
+    assert main() == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "refusals 4.00 3.00 to 5.00 2.00 ms 10.00 ms 1.00 ms 2.00 ms" in shown
+    assert "slow-subscribers 1.50 1.50 to 1.50 20.00 ms 30.00 ms" in shown
+    assert "10,000 handshakes were refused in each run, 2,000/s" in shown
+    assert "grew by 3.00, 3.00, 3.00 MiB in the runs, of 4.00 allowed for the two; by 1.00" in shown
+    result = json.loads(path.read_text())["results"]["refusals"]
+    assert (result["ratio"], result["ratios"]) == (4.0, [5.0, 4.0, 3.0])
+
+
+async def forgetful(scope: Any, receive: Any, send: Any) -> None:
+    """Answers pages and handshakes, but for what FORGETFUL says."""
+    fault = os.environ.get("FORGETFUL")
+    if scope["type"] == "http":
+        body = b"ko" if fault == "page" else b"ok"
+        if scope["path"] == "/stats":
+            stats = {"refused_full": 0, "connections": 1, "view_threads": 1}
+            body = json.dumps(stats).encode()
+        headers = [(b"content-length", b"%d" % len(body))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+    elif scope["type"] == "websocket":
+        global requests
+        requests += 1
+        await receive()
+        if requests > bystanders.LIMIT and fault != "accepts":
+            headers = [] if fault == "no-retry" else [(b"retry-after", b"1")]
+            await send({"type": "websocket.http.response.start", "status": 503, "headers": headers})
+            await send({"type": "websocket.http.response.body", "body": b""})
+            return
+        await send({"type": "websocket.accept"})
+        await send({"type": "websocket.send", "text": "ready"})
+        while (await receive())["type"] != "websocket.disconnect":
+            pass
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("page", "Expected 200 and ok"),
+        ("accepts", "came: {'101': 200}"),
+        ("no-retry", "came: {'503 alone': 200}"),
+        ("miscounts", "Expected {'refused_full': 20"),
+    ],
+)
+def test_notices_a_server_that_does_not_refuse(
+    fault: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another page, a handshake that is let in, one without Retry-After, a wrong counter."""
+    monkeypatch.setenv("FORGETFUL", fault)
+    with (
+        (tmp_path / "log").open("wb") as log,
+        serve("tests.test_benchmarks:forgetful", "wsproto", None, log) as port,
+        pytest.raises(Fault, match=re.escape(reason)),
+    ):
+        uvloop.run(bystanders.refusals(port, 0.1, handshakes=20))
+
+
+async def unfair(scope: Any, receive: Any, send: Any) -> None:
+    """A channel that loses or doubles one message, as UNFAIR says."""
+    if scope["type"] == "http":
+        body = json.dumps({"connections": len(members), "resident": None, "outbox_limit": 1})
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": body.encode()})
+    elif scope["type"] == "websocket":
+        await receive()
+        await send({"type": "websocket.accept"})
+        if scope["path"] == "/everyone":
+            members.append(send)
+        await send({"type": "websocket.send", "text": "ready"})
+        while (event := await receive())["type"] == "websocket.receive":
+            copies = 1
+            if int(event["text"]) == 5:
+                copies = 0 if os.environ["UNFAIR"] == "lost" else 2
+            for each in members:
+                for _ in range(copies):
+                    await each({"type": "websocket.send", "text": event["text"]})
+
+
+members: list[Any] = []
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"), [("lost", "Expected message 5"), ("doubled", "Expected message 6")]
+)
+def test_notices_a_channel_that_loses_messages(
+    fault: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is lost or doubled is a fault."""
+    monkeypatch.setenv("UNFAIR", fault)
+    with (
+        serve("tests.test_benchmarks:unfair", "wsproto") as port,
+        pytest.raises(Fault, match=reason),
+    ):
+        uvloop.run(bystanders.slow_subscribers(port, 0.5, False, subscribers=3))

@@ -53,7 +53,7 @@ def test_a_refusal_is_no_error_of_the_servers(uvicorn_server, limit):
             pass
         assert caught.value.response.status_code == (503 if limit else 401)
     server.stop()
-    assert "rejected" in server.log()
+    assert "Finished server process" in server.log()
     assert "ERROR" not in server.log()
 
 
