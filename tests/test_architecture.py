@@ -72,7 +72,7 @@ THE_LAW = {
     "bridge.handshake": Law(
         BOTH,
         {"bridge.link", "errors", "protocol"},
-        {"anyio", "anyio.lowlevel", "contextvars", "queue"},
+        {"anyio", "anyio.lowlevel", "contextvars", "queue", "threading"},
     ),
     "bridge.link": Law(
         BOTH,

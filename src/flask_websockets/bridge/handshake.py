@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import threading
 from collections.abc import Callable, Coroutine
 from functools import partial
 from queue import SimpleQueue
@@ -36,6 +37,7 @@ class Handshake:
 
     def __init__(self, link: Link, offered: list[str], context: contextvars.Context) -> None:
         self.link = link
+        link.view_thread = threading.get_ident()
         self.offered = offered  # subprotocols
         self.context = context  # in which the WSGI call runs
         #: The async view's own function, below its decorators. Set by the route.

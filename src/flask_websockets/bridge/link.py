@@ -128,7 +128,8 @@ class Link:
         self._levels: dict[str, int] = {}  # guarded by _lock: channel -> nested subscribes
         self._closed: threading.Event | None = None  # guarded by _lock; made when waited for
         self._hung_up = False  # guarded by _lock: our side said goodbye
-        self._dismissal: tuple[int, str] | None = None  # set by the loop; threads read it
+        self._dismissal: tuple[int, str] | None = None  # guarded by _lock: how to leave
+        self._awaiting_end = 0  # guarded by _lock: waits of the view itself, not of its helpers
 
         self._receiving = threading.Lock()
         self._batch: list[Any] = []  # guarded by _receiving: newest first, so that pop() is next
@@ -150,12 +151,13 @@ class Link:
         self._outbound, self.outbox = anyio.create_memory_object_stream[Item](math.inf)  # loop only
         self._moved = self._moved_bytes = 0  # loop only: of _posted, those that reached the loop
         self._outbox_messages = self._outbox_bytes = 0  # loop only: in the stream or being sent
-        # Loop only: tickets in the stream without a message; of an async view, its sends, and the
-        # tasks that wait for the end.
-        self._dropped = self._sent_in_turn = self._awaiting_end = 0
+        # Loop only: tickets in the stream without a message; sends of an async view.
+        self._dropped = self._sent_in_turn = 0
         # Whom to wake, and the size that must fit. Threads append, the loop pops.
         self._blocked: deque[tuple[Callable[[], object], int]] = deque()
 
+        #: The thread of the handshake, in which a plain view runs.
+        self.view_thread: int = 0  # set once, by that thread
         #: Nothing is taken for the peer any more.
         self.deaf: bool = False  # loop only
         #: Loop only. Starts an async view; set by the connection, while it has no view yet.
@@ -283,13 +285,22 @@ class Link:
     def wait_closed(self, timeout: float | None) -> bool:
         """Any thread. Wait until the connection is over; False if *timeout* passes first."""
         self._must_not_block_the_loop("wait_closed")
+        own = threading.get_ident() == self.view_thread
         with self._lock:
-            if self._state in (State.CLOSED, State.REFUSED):
-                return True
             if self._closed is None:
                 self._closed = threading.Event()
+                if self._state in (State.CLOSED, State.REFUSED):
+                    self._closed.set()
             closed = self._closed
-        return closed.wait(timeout)
+            departs = own and self._dismissal is not None
+            self._awaiting_end += own
+        try:
+            if departs:
+                self._depart()
+            return closed.wait(timeout)
+        finally:
+            with self._lock:
+                self._awaiting_end -= own
 
     def join(self, channels: Iterable[str], subscribe: Callable[[Any], None]) -> None:
         """Any thread. Enter *channels* one level deeper; have the loop subscribe the new ones.
@@ -607,14 +618,17 @@ class Link:
 
     async def await_closed(self, timeout: float | None) -> bool:
         """Loop. Wait until the connection is over; False if *timeout* passes first."""
-        self._awaiting_end += 1
+        self._depart()
+        with self._lock:
+            self._awaiting_end += 1
         try:
             with anyio.move_on_after(timeout):
                 await self.ending.wait()
                 if self._state is State.OPEN:  # a send has failed; the reader may know more
                     await self.over.wait()
         finally:
-            self._awaiting_end -= 1
+            with self._lock:
+                self._awaiting_end -= 1
         return self._state in (State.CLOSED, State.REFUSED)
 
     def catch_up(self) -> None:
@@ -801,15 +815,17 @@ class Link:
     def let_finish(self, code: int, reason: str, refusal: PlainResponse) -> None:
         """Loop. Have the peer leave when the view is done with what it has received.
 
-        One that waits, for a message or for the end, is done.
+        One that waits for the end is done. One that waits for a message, now or later, gets the
+        end of the inbox instead, and says goodbye itself.
         """
-        self._door.drain()  # it may have begun to wait
-        waits = self._waiting or self._arrived is not None or self._awaiting_end
-        if self._state is not State.OPEN or waits or self._closed is not None:
-            self.dismiss(code, reason, refusal)
-        else:
-            self._dismissal = code, reason
+        with self._lock:
+            busy = self._state is State.OPEN and not self._awaiting_end
+            if busy:
+                self._dismissal = code, reason
+        if busy:
             self._end_inbox()
+        else:
+            self.dismiss(code, reason, refusal)
 
     def _end(self, code: int, reason: str, refusal: PlainResponse | None) -> list[ASGIMessage]:
         """Loop. Make an end; the last words, none if there is one already."""
