@@ -20,7 +20,7 @@ autoclass_content = "class"
 nitpick_ignore_regex = [
     ("py:exc", r"TypeError|ValueError|TimeoutError|ModuleNotFoundError|LookupError|asyncio\..*"),
     ("py:class", r"Flask|TestResponse|(flask|werkzeug|collections|typing|contextlib)\..*"),
-    ("py:class", "OnSlow"),
+    ("py:class", "OnSlow|uuid\\.UUID"),
 ]
 
 html_theme = "flask"
