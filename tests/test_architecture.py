@@ -164,7 +164,7 @@ THE_LAW = {
         },
         {
             *("click", "contextvars", "flask", "multiprocessing", "threading", "uvicorn"),
-            *("uvicorn.supervisors", "uvicorn.supervisors.statreload"),
+            *("uvicorn.supervisors", "uvicorn.supervisors.statreload", "websockets"),
         },
     ),
     "servers.draining": Law(LOOP, {"config", "servers.watchdog"}, {"asyncio", "uvicorn"}),

@@ -395,9 +395,16 @@ def test_messages_above_the_limit(serve, kind):
         assert (opcode, int.from_bytes(data[:2], "big")) == (CLOSE, 1009)
 
 
-def test_compression_is_an_option(serve, kind):
+def test_compression_is_not_for_wsproto(serve):
+    """It would unpack a bomb before anybody looks at its size: the command says what to install."""
+    server = serve(APP, "--compression", kind="plain", wait=False)
+    assert server.wait() == 2
+    assert "flask-websockets[fast]" in server.log()
+
+
+def test_compression_is_an_option(serve):
     """--compression agrees to permessage-deflate; a bomb meets the limit all the same."""
-    server = serve(APP, "--compression", kind=kind, settings={"MAX_MESSAGE_BYTES": 2_000_000})
+    server = serve(APP, "--compression", kind="fast", settings={"MAX_MESSAGE_BYTES": 2_000_000})
     with server.connect("/echo", compression="deflate", max_size=None) as client:
         extensions = client.response.headers["Sec-WebSocket-Extensions"]
         assert extensions.startswith("permessage-deflate")

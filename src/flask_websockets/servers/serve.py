@@ -199,6 +199,26 @@ def _validate(served: Served, options: Options) -> None:
             "one worker, or say separate_channels (--separate-channels) if the application can "
             "do with that."
         )
+    if options.compression and not _has_websockets():
+        raise ConfigurationError(
+            "compression (--compression) needs the websockets package, which comes with "
+            "flask-websockets[fast]. Without it uvicorn takes wsproto, which unpacks a message "
+            "of some kilobytes to hundreds of megabytes before it looks at "
+            "WEBSOCKETS_MAX_MESSAGE_BYTES."
+        )
+    _validate_tls(options)
+
+
+def _has_websockets() -> bool:
+    """Whether uvicorn finds the package, by the way that uvicorn looks for it."""
+    try:
+        import websockets  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def _validate_tls(options: Options) -> None:
     if options.key is not None and options.cert is None:
         raise ConfigurationError("key (--key) is of no use without cert (--cert).")
     if options.cert is not None:

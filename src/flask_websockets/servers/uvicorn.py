@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import Awaitable, Callable, Coroutine, Generator
+from functools import lru_cache
 from typing import Any, cast
 
 import h11
@@ -47,6 +48,61 @@ def protocol_of(send: Callable[..., Any]) -> Any | None:
     ):
         return protocol
     return None
+
+
+#: The answer to a handshake that cannot be read.
+BAD_REQUEST = b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+
+#: Fragments of one message. At 1 KiB each they are uvicorn's largest message; whoever sends smaller
+#: ones has us keep an object for each, and for empty ones no limit of bytes ever comes.
+MAX_FRAGMENTS = 16 * 1024
+
+
+@lru_cache
+def _limited(kind: Any) -> Any:
+    """One of uvicorn's WebSocket protocol classes, without two ways to fill its memory."""
+
+    class Limited(kind):  # type: ignore[misc]
+        read_paused: bool  # uvicorn's
+        _pongs_wait = False  # loop only: reading is paused, the peer does not take its pongs
+
+        def handle_ping(self, *event: Any) -> None:
+            """Answer, and read no more from whoever does not take the answers."""
+            super().handle_ping(*event)
+            if not self.writable.is_set() and not self.read_paused:
+                self.read_paused = self._pongs_wait = True
+                self.transport.pause_reading()
+
+        def resume_writing(self) -> None:
+            """Called by the transport. The peer has taken its pongs."""
+            super().resume_writing()
+            if self._pongs_wait:
+                self._pongs_wait = False
+                if self.read_paused and self.queue.empty():
+                    self.read_paused = False
+                    self.transport.resume_reading()
+
+        def handle_cont(self, event: Any) -> None:
+            """websockets-sansio. Take one more fragment, if there may be one."""
+            if self.close_sent:
+                return
+            if len(self.frames) < MAX_FRAGMENTS:
+                super().handle_cont(event)
+            else:
+                self.conn.fail(1009, f"a message may have {MAX_FRAGMENTS} fragments")
+                self.handle_parser_exception()
+
+    # Under its own name: it is still one of those that are known.
+    Limited.__name__, Limited.__qualname__ = kind.__name__, kind.__qualname__
+    Limited.__module__ = kind.__module__
+    return Limited
+
+
+def limit_frames(protocol: Any) -> None:
+    """Limit what a peer can have uvicorn (0.54) keep for it, beside messages."""
+    kind: Any = type(protocol)
+    if kind.handle_ping.__module__ != __name__:
+        protocol.__class__ = _limited(kind)
 
 
 def note_refusal(protocol: Any | None) -> None:
@@ -127,6 +183,7 @@ class Watch:
 
     def add(self, protocol: Any) -> None:
         """Watch a connection until its transport is gone."""
+        limit_frames(protocol)
         self._protocols[protocol] = None
         if self._timer is None:
             self._schedule()
@@ -183,7 +240,12 @@ class _LimitedHead(asyncio.Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
+        try:
+            super().data_received(data)
+        except UnicodeDecodeError:  # wsproto (1.3), for a subprotocol that is not ASCII
+            self.transport.write(BAD_REQUEST)
+            self.transport.close()
+            return
         if self.transport.get_protocol() is not self:
             self._head_came()
             answer_refused_handshake(self.transport)
