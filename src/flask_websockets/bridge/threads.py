@@ -91,8 +91,11 @@ class HttpPool:
         return True
 
     def _run(self) -> None:
-        """Thread. Run what comes, and end when nothing does."""
-        yield_to_the_loop()
+        """Thread. Run what comes, and end when nothing does.
+
+        Unlike a view's thread it does not yield to the loop: while a flood of handshakes keeps
+        the loop busy, requests would have to wait for a gap.
+        """
         while True:
             try:
                 run = self._work.get(timeout=IDLE_SECONDS)
