@@ -19,7 +19,7 @@ from werkzeug.routing import WebsocketMismatch
 from .bridge import Handshake, Link
 from .environ import WEBSOCKET, WSGIEnviron, origin_allowed
 from .errors import ConnectionClosed
-from .protocol import Pairs, State
+from .protocol import Pairs, State, checked_refusal
 from .wsgi import own_context
 
 logger: logging.Logger = logging.getLogger("flask_websockets")
@@ -91,16 +91,17 @@ def _answer_for_the_view(
         link.close(1011 if error else 1000, "")
     if link.state is not State.CONNECTING:
         return
-    code = int(status.split(" ", 1)[0])
     try:
-        if error is None and code >= 300:
-            return link.refuse(code, list(headers), body)
         if error is None:
-            logger.error(
-                "The handshake on %s was answered with %s, which is no refusal; expected a status "
-                "of 3xx to 5xx, or None to accept. The client got 500",
-                *(link.entry, status),
-            )
+            try:
+                return link.refuse(*checked_refusal(status, headers, body), body)
+            except (TypeError, ValueError) as wrong:
+                logger.error(
+                    "The handshake on %s was answered with what is no refusal, and the client got "
+                    "500; expected a status of 3xx to 5xx and headers that may be sent, or None to "
+                    "accept: %s",
+                    *(link.entry, wrong),
+                )
         link.refuse(500, [("Content-Type", "text/plain")], b"Internal Server Error\n")
     except ConnectionClosed:
         pass  # the client left, or the handshake timed out, while Flask was answering

@@ -187,13 +187,14 @@ class Hub:
             else:
                 slow.append(link)
         for link in slow:
+            if not link.expel(*SLOW_CONSUMER):
+                continue  # its view has closed meanwhile
             self._counters.closed_slow += 1
             logger.warning(
                 "The subscriber on %s does not keep up and is closed with 1013: its outbox is full "
                 "(WEBSOCKETS_OUTBOX_MESSAGES, WEBSOCKETS_OUTBOX_BYTES)",
                 link.entry,
             )
-            link.expel(*SLOW_CONSUMER)
             self.forget(link)
         self._counters.published += 1
         self._counters.delivered += local

@@ -161,11 +161,14 @@ def _validate_header(name: str, value: str) -> None:
 
 
 def encode_headers(pairs: Pairs) -> list[tuple[bytes, bytes]]:
-    """Headers as ASGI wants them: lower case names, Latin-1 bytes.
+    """Headers as ASGI wants them: lower case names, Latin-1 bytes without space around them.
 
-    What Latin-1 cannot carry goes out as UTF-8, as browsers read it.
+    What Latin-1 cannot carry goes out as UTF-8, as browsers read it. Space around a value is no
+    part of it (RFC 9110 section 5.5), and some servers raise where they meet it.
     """
-    return [(name.lower().encode("latin-1"), _header_bytes(value)) for name, value in pairs]
+    return [
+        (name.lower().encode("latin-1"), _header_bytes(value.strip(" \t"))) for name, value in pairs
+    ]
 
 
 def _header_bytes(value: str) -> bytes:
@@ -217,6 +220,28 @@ def encode_response_headers(
             continue
         encoded.append((lower.encode("latin-1"), value.encode("latin-1")))
     return encoded, length
+
+
+def checked_refusal(status: str, pairs: Pairs, body: bytes) -> tuple[int, list[tuple[str, str]]]:
+    """Check the WSGI response that is to answer a handshake: its code, and headers to send.
+
+    The connection's own headers are the server's, and the length is that of *body*: it is whole.
+
+    :raises TypeError: if the status, names or values are not ``str``.
+    :raises ValueError: for a status that is none, or no refusal, and for a header that may not be
+        sent.
+    """
+    code = parse_status(status)
+    if code < 300:
+        raise ValueError(f"{status!r} is no refusal.")
+    headers = []
+    for name, value in pairs:
+        _validate_header(name, value)
+        if name.lower() not in _HANDSHAKE_HEADERS and not is_hop_by_hop(name):
+            headers.append((name, value))
+    if code != 304:
+        headers.append(("Content-Length", str(len(body))))
+    return code, headers
 
 
 #: Seconds after which a client that was refused for want of room may try again.

@@ -196,14 +196,16 @@ class TestOrigin:
 
     @pytest.mark.parametrize("name", FOREIGN)
     def test_may_not(self, driver, kind, name):
-        """A foreign origin is a 403, and the log says what to set; the view does not run."""
+        """A foreign origin is a 403, and the log says what to set, at most once a minute."""
         host, origin, headers = FOREIGN[name]
         answer = driver.rejected(f"/{kind}/thread", host=host, origin=origin, headers=headers)
         assert answer.status == 403
-        [warning] = driver.warnings()
-        assert "WEBSOCKETS_ALLOWED_ORIGINS" in warning
-        assert "origins=" in warning
-        assert driver.notes("view") == []
+        warnings = driver.warnings()
+        assert len(warnings) <= 1
+        for warning in warnings:
+            assert "WEBSOCKETS_ALLOWED_ORIGINS" in warning
+            assert "origins=" in warning
+        assert driver.notes("view") == [], "the view does not run"
 
     @pytest.mark.parametrize("origin", ["https://anywhere.test", "null", "http://example.com:1"])
     def test_open_route(self, driver, kind, origin):

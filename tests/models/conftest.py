@@ -1,0 +1,5 @@
+"""The profile of a longer run."""
+
+from .profiles import register
+
+register()

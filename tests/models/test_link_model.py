@@ -1,0 +1,535 @@
+"""One connection against a model of its link: two bounded queues, and one end.
+
+A program tells the view's thread, a second thread of the view, the peer and the loop what to do.
+After every step what waits, what was counted and what was told to whom must be what the model
+says. The storm at the end of this file has everybody act at once, and looks at what remains true.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from flask_websockets import ConcurrencyError, ConnectionClosed
+
+from ..test_channels_model import BYTES as OUTBOX_BYTES
+from ..test_channels_model import MESSAGES as OUTBOX_MESSAGES
+from ..test_channels_model import Block, Item, Model, channels, size
+from ..test_slow_consumers import DROPPING, counted
+from .profiles import profile
+from .world import PATIENCE, Client, World, world
+
+INBOX_MESSAGES, INBOX_BYTES = 3, 40
+
+#: What a server that stops says.
+GOODBYE = (1012, "the server stops")
+#: Seconds of a receive that is to find nothing.
+BRIEF = 0.005
+
+# --- The model
+
+
+@dataclass
+class Inbox:
+    """What has come from the peer and was not taken, and what the reader does when it is full."""
+
+    policy: str
+    waiting: list[str] = field(default_factory=list)
+    held: str | None = None  # by the reader, which has paused
+    behind: list[str] = field(default_factory=list)  # with the server, while the reader has paused
+    dropped: int = 0
+    ended: bool = False
+
+    def end(self) -> None:
+        """What has come may still be taken; nothing more comes in."""
+        self.ended, self.held, self.behind = True, None, []
+
+    def fits(self, data: str) -> bool:
+        size = sum(map(len, self.waiting)) + len(data)
+        return not self.waiting or (len(self.waiting) < INBOX_MESSAGES and size <= INBOX_BYTES)
+
+    def arrive(self, data: str) -> bool:
+        """False if the connection is closed for it."""
+        if self.ended:
+            return True  # it goes nowhere
+        if self.held is not None:
+            self.behind.append(data)
+        elif self.fits(data):
+            self.waiting.append(data)
+        elif self.policy == "drop_newest":
+            self.dropped += 1
+        elif self.policy == "pause":
+            self.held = data
+        else:
+            return False
+        return True
+
+    def take(self) -> str:
+        data = self.waiting.pop(0)
+        if self.held is not None and self.fits(self.held):
+            self.waiting.append(self.held)
+            self.held = None
+            while self.behind and self.held is None:
+                self.arrive(self.behind.pop(0))
+        return data
+
+
+class Outbox(Model):
+    """The outbox of ``test_channels_model``, and one sender that waits for room in it."""
+
+    blocked: Item | None = None
+    may_drop = False
+
+    def fits(self, size: int, waiting: list[Item] | None = None) -> bool:
+        # What may be dropped takes no room that a sender waits for, but another's place.
+        if (
+            self.may_drop
+            and self.blocked
+            and waiting is not None
+            and len(waiting) >= len(self.waiting)
+        ):
+            return False
+        return super().fits(size, waiting)
+
+    def publish(self, data: str, channels: Any) -> int:
+        named = [name for name in channels if name in self.subscribed]
+        self.may_drop = bool(named) and self.subscribed[named[0]][0].on_slow != "close"
+        try:
+            return super().publish(data, channels)
+        finally:
+            self.may_drop = False
+
+    def begin_send(self, data: str) -> None:
+        if self.fits(len(data)):
+            self.send(data)
+        else:
+            self.blocked = Item(data)
+
+    def read(self) -> None:
+        super().read()
+        there = ([self.begun] if self.begun else []) + self.waiting
+        if self.blocked is not None and (
+            not there
+            or (
+                len(there) < OUTBOX_MESSAGES / 2
+                and sum(item.size for item in there) + self.blocked.size <= OUTBOX_BYTES / 2
+            )
+        ):
+            self.send(self.blocked.data)
+            self.blocked = None
+
+
+# --- The machine
+
+#: Up to above the inbox's bound in bytes; mostly so that the bound in messages counts as well.
+small = st.one_of(st.integers(4, 9), st.integers(4, 9), st.integers(4, 50))
+
+
+class LinkMachine(RuleBasedStateMachine):
+    """One accepted connection, from its first message to its last."""
+
+    world: World
+    client: Client
+
+    @initialize(
+        kind=st.sampled_from(["sync", "async"]),
+        backend=st.sampled_from(["asyncio", "trio"]),
+        policy=st.sampled_from(["pause", "pause", "close", "drop_newest"]),
+        lifetime=st.integers(0, 30),
+    )
+    def begin(self, kind: str, backend: str, policy: str, lifetime: int) -> None:
+        self.world = World(
+            kind,
+            backend,
+            WEBSOCKETS_INBOX_MESSAGES=INBOX_MESSAGES,
+            WEBSOCKETS_INBOX_BYTES=INBOX_BYTES,
+            WEBSOCKETS_INBOX_FULL=policy,
+            WEBSOCKETS_OUTBOX_MESSAGES=OUTBOX_MESSAGES,
+            WEBSOCKETS_OUTBOX_BYTES=OUTBOX_BYTES,
+        )
+        self.client = self.world.connect()
+        self.inbox, self.outbox = Inbox(policy), Outbox()
+        self.end: tuple[int, str] | None = None
+        #: Whether the peer hears a goodbye, and whether the view gets what was received before.
+        self.goodbye = self.keeps_inbox = False
+        self.blocks: dict[Block, Any] = {}
+        self.receiving: Future[Any] | None = None
+        self.sending: Future[Any] | None = None
+        self.received: list[str] = []
+        self.finishing = False
+        self.closed_slow = self.inbox_closed = self.steps = 0
+        self.lifetime = lifetime
+
+    def data(self, size: int) -> str:
+        self.steps += 1
+        return f"{self.steps:04}".ljust(size, "x")
+
+    @property
+    def is_open(self) -> bool:
+        return self.end is None
+
+    # -- while it is open ------------------------------------------------------------------------
+
+    @precondition(lambda self: self.is_open)
+    @rule(sizes=st.lists(small, min_size=1, max_size=6))
+    def peer_sends(self, sizes: list[int]) -> None:
+        for size in sizes:
+            if self.is_open:
+                self.one_comes(self.data(size))
+
+    def one_comes(self, data: str) -> None:
+        self.client.put({"type": "websocket.receive", "text": data})
+        if self.receiving is not None:
+            assert self.receiving.result(PATIENCE) == data
+            self.receiving = None
+            self.received.append(data)
+        elif not self.inbox.arrive(data):
+            self.inbox_closed += 1
+            self.over(1013, "the server is too busy", drops=True)
+        self.compare()
+
+    @precondition(lambda self: self.is_open and self.receiving is None)
+    @rule()
+    def view_receives(self) -> None:
+        future = self.client.tell("receive")
+        if self.inbox.waiting:
+            self.take(future)
+        else:
+            self.receiving = future
+            if self.finishing:
+                self.over(*GOODBYE, keeps_inbox=False)
+            else:
+                self.world.wait_for(self.client.ws.link._receiving.locked, "nobody receives")
+                self.world.call(lambda: None)  # the loop knows that the thread waits
+        self.compare()
+
+    @precondition(lambda self: self.is_open and self.receiving is None)
+    @rule()
+    def view_receives_for_a_while(self) -> None:
+        if self.inbox.waiting:
+            self.take(self.client.tell("receive", PATIENCE))
+        elif self.finishing:
+            self.receiving = self.client.tell("receive", BRIEF)
+            self.over(*GOODBYE, keeps_inbox=False)
+        else:
+            assert self.client.ask("receive", BRIEF) is None
+        self.compare()
+
+    @precondition(lambda self: self.is_open and self.receiving and not self.sending)
+    @rule()
+    def two_receive(self) -> None:
+        with pytest.raises(ConcurrencyError):
+            self.client.ask("receive", BRIEF, second=True)
+
+    @precondition(lambda self: self.is_open and self.sending is None)
+    @rule(sizes=st.lists(size, min_size=1, max_size=5))
+    def view_sends(self, sizes: list[int]) -> None:
+        for size in sizes:
+            if self.sending is None:
+                self.one_is_sent(self.data(size))
+
+    def one_is_sent(self, data: str) -> None:
+        self.outbox.begin_send(data)
+        self.sending = self.client.tell("send", data, second=True)
+        if self.outbox.blocked is None:
+            self.sent()
+        else:
+            self.world.wait_for(lambda: self.client.ws.link._blocked, "nobody waits")
+        self.compare()
+
+    @precondition(lambda self: self.is_open and self.outbox.begun)
+    @rule()
+    def peer_reads(self) -> None:
+        self.outbox.read()
+        self.hear()
+        if self.outbox.blocked is None and self.sending is not None:
+            self.sent()
+        self.compare()
+
+    @precondition(lambda self: self.is_open and self.sending is None)
+    @rule(names=channels, on_slow=st.sampled_from([*DROPPING, *DROPPING, "close"]))
+    def enters(self, names: tuple[str, ...], on_slow: str) -> None:
+        block = Block(names, on_slow)
+        self.outbox.enter(block)
+        self.blocks[block] = self.client.enter(names, on_slow)
+        self.compare()
+
+    @precondition(lambda self: self.is_open and self.sending is None and self.outbox.blocks)
+    @rule()
+    def leaves(self) -> None:
+        self.outbox.leave()
+        self.client.leave_block()
+        self.compare()
+
+    @precondition(lambda self: self.is_open and self.sending is None)
+    @rule(names=channels)
+    def unsubscribes(self, names: tuple[str, ...]) -> None:
+        self.outbox.unsubscribe(names)
+        self.client.unsubscribe(names)
+        self.compare()
+
+    @precondition(lambda self: self.is_open)
+    @rule(
+        names=channels,
+        sizes=st.lists(size, min_size=1, max_size=5),
+        where=st.sampled_from(["loop", "thread"]),
+    )
+    def is_published(self, names: tuple[str, ...], sizes: list[int], where: str) -> None:
+        for size in sizes:
+            if self.is_open:
+                self.one_is_published(self.data(size), names, where)
+
+    def one_is_published(self, data: str, names: tuple[str, ...], where: str) -> None:
+        local = self.outbox.publish(data, names)
+        if where == "loop":
+            assert self.world.publish_here(data, names) == local
+        else:
+            self.world.websockets.publish(data, names)
+        if self.outbox.closed:
+            self.closed_slow += 1
+            self.over(1013, "slow consumer", drops=True)
+        self.compare()
+
+    @precondition(lambda self: self.is_open and self.sending is None)
+    @rule(names=channels, size=size)
+    def view_publishes_to_others(self, names: tuple[str, ...], size: int) -> None:
+        self.outbox.published += 1
+        self.client.publish(self.data(size), names, exclude=self.client.ws)
+        self.compare()
+
+    @precondition(lambda self: self.is_open and self.sending is None)
+    @rule()
+    def is_not_over(self) -> None:
+        assert self.client.ask("wait_closed", BRIEF, second=True) is False
+
+    # -- the end -----------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.is_open and self.sending is None)
+    @precondition(lambda self: self.steps >= self.lifetime)
+    @rule(code=st.sampled_from([1000, 1001, 3000, 4999]), reason=st.text("abc€", max_size=9))
+    def view_closes(self, code: int, reason: str) -> None:
+        self.client.ask("close", code, reason, second=True)
+        self.over(code, reason, keeps_inbox=False)
+
+    @precondition(lambda self: self.is_open and self.steps >= self.lifetime)
+    @rule(code=st.sampled_from([1000, 1001, 1005, 1006, 4999, None]), reason=st.text("abc€"))
+    def peer_leaves(self, code: int | None, reason: str) -> None:
+        if self.inbox.held is not None:
+            return  # a paused reader does not see it
+        self.client.leave(code, reason)
+        self.over(code or 1005, reason, goodbye=False)
+
+    @precondition(lambda self: self.is_open and self.steps >= self.lifetime)
+    @rule()
+    def server_cancels(self) -> None:
+        self.world.call(self.client.peer.cancel)
+        self.over(1006, "", goodbye=False)
+
+    @precondition(lambda self: self.is_open and self.steps >= self.lifetime)
+    @rule(code=st.sampled_from([1008, 1009, 1013]))
+    def is_expelled(self, code: int) -> None:
+        self.world.call(self.client.ws.link.expel, code, "out")
+        self.over(code, "out", drops=True)
+
+    @precondition(lambda self: self.is_open and self.steps >= self.lifetime)
+    @rule()
+    def is_dismissed(self) -> None:
+        self.world.call(self.client.ws.link.dismiss, *GOODBYE, (503, [], b""))
+        self.over(*GOODBYE)
+
+    @precondition(lambda self: self.is_open and not self.finishing)
+    @precondition(lambda self: self.steps >= self.lifetime)
+    @rule()
+    def may_finish(self) -> None:
+        self.world.call(self.client.ws.link.let_finish, *GOODBYE, (503, [], b""))
+        if self.receiving is not None:  # it has nothing to finish
+            self.over(*GOODBYE)
+        else:
+            self.finishing = True
+            self.inbox.end()
+        self.compare()
+
+    def over(
+        self,
+        code: int,
+        reason: str,
+        *,
+        goodbye: bool = True,
+        keeps_inbox: bool = True,
+        drops: bool = False,
+    ) -> None:
+        self.end = code, reason
+        self.goodbye, self.keeps_inbox = goodbye, keeps_inbox
+        self.outbox.subscribed.clear()
+        if drops or not goodbye:
+            self.outbox.waiting.clear()
+        if not goodbye:
+            self.outbox.begun = None
+        for future in (self.receiving, self.sending):
+            if future is not None:
+                self.raises(future)
+        self.receiving = self.sending = None
+        self.compare()
+
+    # -- afterwards --------------------------------------------------------------------------------
+
+    @precondition(lambda self: not self.is_open)
+    @rule(verb=st.sampled_from(["send", "enter", "accept", "receive", "receive for a while"]))
+    def every_verb_raises(self, verb: str) -> None:
+        client = self.client
+        if verb == "enter":
+            with pytest.raises(ConnectionClosed) as caught:
+                client.enter("a", "close")
+            assert (caught.value.code, caught.value.reason) == self.end
+        elif verb.startswith("receive"):
+            arguments = () if verb == "receive" else (PATIENCE,)
+            future = client.tell("receive", *arguments)
+            if self.keeps_inbox and self.inbox.waiting:
+                assert future.result(PATIENCE) == self.inbox.waiting.pop(0)
+            else:
+                self.raises(future)
+        else:
+            self.raises(client.tell(verb, *(("x",) if verb == "send" else ()), second=True))
+
+    @precondition(lambda self: not self.is_open)
+    @rule(code=st.sampled_from([1000, 4000]))
+    def a_second_end_does_nothing(self, code: int) -> None:
+        assert self.client.ask("close", code, "again", second=True) is None
+        assert self.client.ask("wait_closed", PATIENCE, second=True) is True
+        self.world.call(self.client.ws.link.expel, 1008, "again")
+        self.client.unsubscribe("a")
+        ws = self.client.ws
+        assert (ws.connected, ws.closed) == (False, True)
+        assert (ws.close_code, ws.close_reason) == self.end
+
+    @precondition(lambda self: not self.is_open)
+    @rule(names=channels)
+    def nobody_gets_what_is_published(self, names: tuple[str, ...]) -> None:
+        assert self.world.publish_here("nothing", names) == 0
+        self.outbox.published += 1
+
+    # -- comparing ---------------------------------------------------------------------------------
+
+    def take(self, future: Future[Any]) -> None:
+        data = future.result(PATIENCE)
+        self.received.append(data)
+        assert data == self.inbox.take()
+
+    def sent(self) -> None:
+        assert self.sending is not None
+        assert self.sending.result(PATIENCE) is None
+        self.sending = None
+
+    def hear(self) -> None:
+        message = self.client.hear()
+        assert message["type"] == "websocket.send", message
+        assert message["text"] == self.outbox.received[-1]
+
+    def raises(self, future: Future[Any]) -> None:
+        with pytest.raises(ConnectionClosed) as caught:
+            future.result(PATIENCE)
+        assert (caught.value.code, caught.value.reason) == self.end
+
+    def compare(self) -> None:
+        everyone = [*self.outbox.blocks, *self.outbox.ended]
+        expected: dict[str, Any] = {
+            "published": self.outbox.published,
+            "delivered": self.outbox.delivered,
+            "dropped": {
+                policy: sum(block.dropped for block in everyone if block.on_slow == policy)
+                for policy in DROPPING
+            },
+            "blocks": [block.dropped for block in everyone],
+            "inbox": (self.inbox.dropped, self.inbox_closed, self.closed_slow),
+            "end": self.end,
+        }
+        if self.is_open:
+            there = ([self.outbox.begun] if self.outbox.begun else []) + self.outbox.waiting
+            expected["depths"] = (
+                len(self.inbox.waiting),
+                sum(map(len, self.inbox.waiting)),
+                len(there),
+                sum(item.size for item in there),
+            )
+            expected["stalled"] = self.outbox.begun is not None
+            expected["subscriptions"] = len(self.outbox.subscribed)
+        self.world.settle(self.picture, expected)
+
+    def picture(self) -> dict[str, Any]:
+        """Loop. The same of the real one."""
+        stats, ws = self.world.websockets.stats(), self.client.ws
+        link = ws.link
+        messages, size, out_messages, out_size = link.depths
+        # Never above a bound, at rest or not; one larger message lies there alone.
+        assert messages <= INBOX_MESSAGES and (size <= INBOX_BYTES or messages == 1)
+        assert out_messages <= OUTBOX_MESSAGES + (not ws.connected)  # and the goodbye
+        assert out_size <= OUTBOX_BYTES or out_messages == 1 or not ws.connected
+        found: dict[str, Any] = {
+            "published": stats.published,
+            "delivered": stats.delivered,
+            "dropped": counted(self.world.websockets),
+            "blocks": [
+                self.blocks[block].dropped for block in [*self.outbox.blocks, *self.outbox.ended]
+            ],
+            "inbox": (stats.inbox_dropped, stats.inbox_closed, stats.closed_slow),
+            "end": (ws.close_code, ws.close_reason) if ws.closed else None,
+        }
+        if self.is_open:
+            found["depths"] = link.depths
+            found["stalled"] = self.client.stalled
+            found["subscriptions"] = stats.subscriptions
+        return found
+
+    def teardown(self) -> None:
+        if not hasattr(self, "client"):
+            return
+        try:
+            client, said = self.client, len(self.client.heard)
+            if self.is_open and self.receiving is None and self.sending is None:
+                client.stop()  # its goodbye comes behind what it has sent
+                self.end, self.goodbye = (1000, ""), True
+            elif self.is_open:
+                client.leave(1001)
+                if self.inbox.held is None:
+                    self.over(1001, "", goodbye=False)
+            if self.goodbye:
+                client.hear_until_goodbye()
+                left = ([self.outbox.begun] if self.outbox.begun else []) + self.outbox.waiting
+                *messages, last = client.heard[said:]
+                assert [message["text"] for message in messages] == [item.data for item in left]
+                assert last["type"] == "websocket.close"
+                assert (last["code"], last["reason"]) == self.end
+        finally:
+            self.world.close()
+
+
+LinkMachine.TestCase.settings = profile(150, steps=40, shrink=False)
+
+
+class TestLink(LinkMachine.TestCase):  # type: ignore[misc, valid-type]
+    """Random programs: the same order, the same drops, the same end, never above a bound."""
+
+
+# --- What was found
+
+
+@pytest.mark.parametrize("wait", ["receive", "wait_closed"])
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_view_that_has_waited_and_is_busy_may_finish(kind: str, wait: str) -> None:
+    """A wait that has timed out is over: the view still gets what came, and may still send."""
+    with world(kind) as here:
+        client = here.connect(socket_messages=10)
+        assert not client.ask(wait, BRIEF)
+        here.call(client.ws.link.let_finish, *GOODBYE, (503, [], b""))
+        client.ask("send", "the last word")
+        with pytest.raises(ConnectionClosed) as caught:
+            client.ask("receive")
+        assert (caught.value.code, caught.value.reason) == GOODBYE
+        client.hear_until_goodbye()
+        assert client.heard[-2]["text"] == "the last word"
+        assert client.heard[-1]["code"] == GOODBYE[0]
