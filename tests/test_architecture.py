@@ -85,7 +85,7 @@ THE_LAW = {
         "are read side by side, and neither can be understood alone.",
     ),
     "bridge.pipe": Law(BOTH, {"bridge.door", "errors"}, {"anyio", "queue"}),
-    "bridge.registry": Law(BOTH, set(), {"threading"}),
+    "bridge.registry": Law(BOTH, {"protocol"}, {"threading"}),
     "bridge.stacks": Law(BOTH),
     "bridge.tasks": Law(
         BOTH,

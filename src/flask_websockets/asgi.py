@@ -98,7 +98,8 @@ class Application:
         runtime, config = self._runtime(self._config), self._config
         if (await receive())["type"] != "websocket.connect":
             return  # the client left before we came to it
-        refusal = runtime.admit(config, scope["path"], _peer(scope))
+        entry = Entry(runtime.registry, scope["path"], _peer(scope), scope.get("extensions"))
+        refusal = runtime.admit(config, entry)
         if refusal is not None:
             await self._turn_away(scope, send, refusal)
             return
@@ -108,22 +109,28 @@ class Application:
             except ValueError as error:
                 await self._turn_away(scope, send, plain_response(400, str(error)))
                 return
-            await self._admitted(runtime, scope, environ, receive, send)
+            await self._admitted(runtime, entry, scope, environ, receive, send)
         finally:
             runtime.discharge()
 
     async def _admitted(
-        self, runtime: Runtime, scope: Scope, environ: WSGIEnviron, receive: Receive, send: Send
+        self,
+        runtime: Runtime,
+        entry: Entry,
+        scope: Scope,
+        environ: WSGIEnviron,
+        receive: Receive,
+        send: Send,
     ) -> None:
-        slots, path, peer = self._slots(runtime), scope["path"], _peer(scope)
+        slots = self._slots(runtime)
         with anyio.move_on_after(self._config.handshake_timeout) as waiting:
             await slots.acquire()
         if waiting.cancelled_caught:
-            await self._turn_away(scope, send, runtime.refuse_handshake(self._config, path, peer))
+            await self._turn_away(scope, send, runtime.refuse_handshake(self._config, entry))
             return
         if runtime.draining:
             slots.release()
-            await self._turn_away(scope, send, runtime.refuse_draining(path, peer))
+            await self._turn_away(scope, send, runtime.refuse_draining(entry))
             return
         held = True
 
@@ -134,9 +141,9 @@ class Application:
                 slots.release()
 
         try:
-            connection = self._connect(runtime, scope, environ, receive, send)
+            connection = self._connect(runtime, entry, scope, environ, receive, send)
             if connection is None:
-                await self._turn_away(scope, send, runtime.refuse_thread(path, peer))
+                await self._turn_away(scope, send, runtime.refuse_thread(entry))
                 return
             await runtime.serve(connection, handshake_done)
         finally:
@@ -146,12 +153,16 @@ class Application:
             upgrade.on_error(connection.view.error)
 
     def _connect(
-        self, runtime: Runtime, scope: Scope, environ: WSGIEnviron, receive: Receive, send: Send
+        self,
+        runtime: Runtime,
+        entry: Entry,
+        scope: Scope,
+        environ: WSGIEnviron,
+        receive: Receive,
+        send: Send,
     ) -> Connection | None:
         """Start the view of a handshake; None if the system has no thread for it."""
         upgrade = _upgrade(scope)
-        extensions = scope.get("extensions")
-        entry = Entry(runtime.registry, scope["path"], _peer(scope), extensions)
         link = Link(runtime.door, self._config, entry)
         connection = Connection(link, runtime.counters, scope, receive, send)
         offered = [name.strip() for name in scope.get("subprotocols") or ()]

@@ -6,7 +6,6 @@ changing, and fan-out walks a snapshot.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,8 +13,6 @@ from typing import Literal
 
 from .bridge import ASGIMessage, Link, Ticket
 from .counters import Counters
-
-logger: logging.Logger = logging.getLogger("flask_websockets")
 
 #: What a full outbox does to a published message, for the subscriptions that drop.
 Dropping = Literal["drop_oldest", "drop_newest", "latest"]
@@ -190,7 +187,8 @@ class Hub:
             if not link.expel(*SLOW_CONSUMER):
                 continue  # its view has closed meanwhile
             self._counters.closed_slow += 1
-            logger.warning(
+            link.entry.registry.warn(
+                "closed_slow",
                 "The subscriber on %s does not keep up and is closed with 1013: its outbox is full "
                 "(WEBSOCKETS_OUTBOX_MESSAGES, WEBSOCKETS_OUTBOX_BYTES)",
                 link.entry,

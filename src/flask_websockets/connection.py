@@ -21,7 +21,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream
 from .bridge import ASGIMessage, Item, Link, Ticket
 from .counters import Counters
 from .environ import Scope, WSGIEnviron
-from .protocol import LOGIN_OVER, message_bytes, unavailable
+from .protocol import LOGIN_OVER, message_bytes, plain_response, unavailable
 from .rate import RateLimit
 from .running_view import RunningView
 from .servers import uvicorn
@@ -36,6 +36,9 @@ WSGIApp = Callable[..., Iterable[bytes]]
 #: After these nothing is said on a connection.
 GOODBYES = frozenset({"websocket.close", "websocket.http.response.body"})
 
+
+#: RFC 6455 registry: "try again later".
+BUSY = (1013, "the server is too busy")
 
 #: From here on close codes are not the protocol's own (RFC 6455, section 7.4.2).
 PRIVATE_CODES = 3000
@@ -75,6 +78,7 @@ class Connection:
         self._protocol = uvicorn.protocol_of(send)
         self._reading = anyio.CancelScope()
         self._rate: RateLimit | None = None  # the reader's, where there is a limit
+        self._pause_ends: float | None = None  # the reader's, where a message waits for the rate
         #: The view behind it.
         self.view: RunningView = RunningView(link, counters)
 
@@ -99,6 +103,15 @@ class Connection:
             uvicorn.abort(self._protocol)
             self._counters.aborted += 1
 
+    def _send_timed_out(self) -> None:
+        self._counters.send_timeouts += 1
+        self.link.entry.registry.warn(
+            "send_timeouts",
+            "The peer of %s did not take a message for %g s (WEBSOCKETS_SEND_TIMEOUT); it was cut",
+            *(self.link.entry, self.link.config.send_timeout),
+        )
+        self.cut()
+
     async def _converse(self, handshake_done: Callable[[], None]) -> None:
         """From the handshake to the goodbye."""
         link = self.link
@@ -112,11 +125,11 @@ class Connection:
                     unavailable("The handshake took too long.")
                 ):
                     self._counters.handshake_timeouts += 1
-                    logger.warning(
+                    link.entry.registry.warn(
+                        "handshake_timeouts",
                         "The view of %s neither accepted nor refused within %g s "
                         "(WEBSOCKETS_HANDSHAKE_TIMEOUT); its handshake was answered 503",
-                        link.entry,
-                        link.config.handshake_timeout,
+                        *(link.entry, link.config.handshake_timeout),
                     )
                 handshake_done()
                 with anyio.move_on_after(link.entry.max_age):
@@ -127,8 +140,10 @@ class Connection:
                 with anyio.move_on_after(link.patience):
                     await link.over.wait()
                 if not link.over.is_set():
-                    self._counters.send_timeouts += link.timed_out
-                    self.cut()
+                    if link.timed_out:
+                        self._send_timed_out()
+                    else:
+                        self.cut()
                 tasks.cancel_scope.cancel()
         finally:
             # Whatever ends this task, the server's cancellation included, ends the link (I5).
@@ -173,10 +188,11 @@ class Connection:
                 "is %d; it was closed with 1009",
                 *(size, link.entry, config.max_message_bytes),
             )
-            link.expel(1009, f"a message may have {config.max_message_bytes} bytes")
+            reason = f"a message may have {config.max_message_bytes} bytes"
+            link.expel(1009, reason, plain_response(413, reason))
             return False
         messages, size_limit = config.max_messages_per_second, config.max_bytes_per_second
-        now = anyio.current_time()
+        self._pause_ends, now = None, anyio.current_time()
         if self._rate is None:
             self._rate = RateLimit(messages, size_limit, now)
         seconds = self._rate.wait(size, now)
@@ -184,8 +200,9 @@ class Connection:
             return True
         if config.rate_exceeded == "slow_down":
             self._counters.rate_slowed += 1
-            deadline = now + config.inbox_timeout  # or the pong would not be read (I10)
-            while now + seconds <= deadline:
+            # Or the pong would not be read (I10); and whoever waits for room after it has the rest.
+            self._pause_ends = now + config.inbox_timeout
+            while now + seconds <= self._pause_ends:
                 await anyio.sleep(seconds)
                 now = anyio.current_time()
                 seconds = self._rate.wait(size, now)
@@ -197,7 +214,8 @@ class Connection:
             "WEBSOCKETS_MAX_BYTES_PER_SECOND: %s); it was closed with 1008",
             *(link.entry, messages, size_limit),
         )
-        link.expel(1008, "too much was sent in too short a time")
+        reason = "too much was sent in too short a time"
+        link.expel(1008, reason, plain_response(429, reason))
         return False
 
     async def _make_room(self, data: str | bytes) -> bool:
@@ -210,17 +228,18 @@ class Connection:
             self._counters.inbox_dropped += 1
             return True
         if config.inbox_full == "pause":
-            with anyio.move_on_after(config.inbox_timeout):
+            with anyio.CancelScope() as pause:
+                pause.deadline = self._pause_ends or anyio.current_time() + config.inbox_timeout
                 await link.deliver_when_room(data)
                 return True
         self._counters.inbox_closed += 1
-        logger.warning(
+        link.entry.registry.warn(
+            "inbox_closed",
             "The view of %s did not take what it received; its inbox was full for %g s "
             "(WEBSOCKETS_INBOX_MESSAGES, _BYTES, _TIMEOUT) and it is closed with 1013",
-            link.entry,
-            config.inbox_timeout if config.inbox_full == "pause" else 0,
+            *(link.entry, config.inbox_timeout if config.inbox_full == "pause" else 0),
         )
-        link.expel(1013, "the server is too busy")
+        link.expel(*BUSY, unavailable("The server is too busy."))
         return False
 
     async def _write(self) -> None:
@@ -262,8 +281,7 @@ class Connection:
                     link.over.set()
                     return
         if deadline.cancelled_caught:
-            self._counters.send_timeouts += 1
-            self.cut()
+            self._send_timed_out()
 
     async def _say_goodbye(self, message: ASGIMessage) -> None:
         """Writer. Send the close frame."""

@@ -404,7 +404,7 @@ class WebSockets:
         if runtime is None:
             return 0
         _not_on_the_loop(runtime, "disconnect", "adisconnect")
-        links = runtime.registry.users.links(key)
+        links = runtime.registry.users.evict(key)
         if links:
             runtime.door.post(runtime.expel, (links, code, reason))
         return len(links)
@@ -416,7 +416,7 @@ class WebSockets:
         if runtime is None:
             return 0
         _on_the_loop(runtime, "adisconnect", "disconnect")
-        links = runtime.registry.users.links(key)
+        links = runtime.registry.users.evict(key)
         runtime.door.drain()
         runtime.expel((links, code, reason))
         return len(links)
@@ -636,13 +636,15 @@ class WebSockets:
             self._runtime = runtime = Runtime(config)
             self._stopped = None
             if self._rights.every is not None:
+                if not self._rights.knows_users:
+                    logger.error("No recheck will ever be made: %s", NO_IDENTITY)
                 self._rounds = Rounds(self._rights.every, partial(self._recheck, runtime))
             return runtime
 
     def _recheck(self, runtime: Runtime) -> bool:
         """Thread of the rounds. Close the connections of those who may not stay."""
         for key in self._rights.revoked(runtime.registry):
-            links = runtime.registry.users.links(key)
+            links = runtime.registry.users.evict(key)
             try:
                 runtime.door.post(runtime.expel, (links, LOGIN_OVER, REVOKED))
             except NotRunning:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from flask import Flask, current_app, request
-from werkzeug.exceptions import TooManyRequests
+from werkzeug.exceptions import TooManyRequests, Unauthorized
 
 from .bridge import Link, Registry, User, address_key, user_key
 from .errors import ConfigurationError, UsageError
@@ -62,6 +62,7 @@ class Rights:
     def take_places(self, link: Link) -> None:
         """View thread. Count a handshake among those of its address and of its user.
 
+        :raises Unauthorized: if the user was logged out meanwhile.
         :raises TooManyRequests: if one of them has as many connections as it may have.
         :raises ConfigurationError: for a limit on users without anybody who knows them.
         :raises TypeError: if what names the user is no ``str``, ``int`` or ``UUID``.
@@ -81,12 +82,18 @@ class Rights:
                     f"WEBSOCKETS_MAX_CONNECTIONS_PER_USER is set, and {NO_IDENTITY}."
                 )
             return
-        user = current_app.ensure_sync(self._identify)()
-        app = current_app._get_current_object()  # type: ignore[attr-defined]
-        if user is not None and not registry.users.take(user_key(user), link, limit, (user, app)):
-            self._refuse("user", limit, link)
+        with registry.users.asking() as evicted:
+            user = current_app.ensure_sync(self._identify)()
+            if user is None:
+                return
+            key, app = user_key(user), current_app._get_current_object()  # type: ignore[attr-defined]
+            if not registry.users.take(key, link, limit, (user, app)):
+                self._refuse("user", limit, link)
+            if key in evicted:
+                # Logged out while we asked; whoever logs out from here on finds the place.
+                raise Unauthorized("This login holds no more.")
 
-    def _refuse(self, kind: str, limit: int | None, link: Link) -> None:
+    def _refuse(self, kind: str, limit: int | None, link: Link) -> NoReturn:
         link.entry.registry.refuse(
             f"refused_{kind}",
             "A handshake on %s was answered 429: its %s has %d connections already "

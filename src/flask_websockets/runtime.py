@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import anyio
 
-from .bridge import Door, HttpPool, Link, Registry, start_view_thread
+from .bridge import Door, Entry, HttpPool, Link, Registry, start_view_thread
 from .channels import Hub
 from .config import Config
 from .connection import Connection
@@ -55,51 +55,50 @@ class Runtime:
         self._emptied = anyio.Event()
         self._watch = uvicorn.Watch(config.close_timeout, self._count_abort)
 
-    def admit(self, config: Config, path: str, peer: str) -> PlainResponse | None:
+    def admit(self, config: Config, entry: Entry) -> PlainResponse | None:
         """Count one more connection. A stuck view still counts.
 
-        :param path: for the log, as *peer* is.
         :returns: the refusal, if there is no room.
         """
         if self._draining:
-            return self.refuse_draining(path, peer)
+            return self.refuse_draining(entry)
         if self._admitted + self._orphans >= config.max_connections:
             self.registry.refuse(
                 "refused_full",
                 "All connections are taken (WEBSOCKETS_MAX_CONNECTIONS, %d): the handshake of %s "
-                "(peer %s) was answered 503",
-                *(config.max_connections, path, peer),
+                "was answered 503",
+                *(config.max_connections, entry),
             )
             return unavailable("All connections are taken.")
         self._admitted += 1
         return None
 
-    def refuse_draining(self, path: str, peer: str) -> PlainResponse:
+    def refuse_draining(self, entry: Entry) -> PlainResponse:
         """Refuse a handshake because the server is about to stop."""
         self.registry.refuse(
             "refused_draining",
-            "The server drains: the handshake of %s (peer %s) was answered 503",
-            *(path, peer),
+            "The server drains: the handshake of %s was answered 503",
+            entry,
         )
         return unavailable("The server stops.")
 
-    def refuse_handshake(self, config: Config, path: str, peer: str) -> PlainResponse:
+    def refuse_handshake(self, config: Config, entry: Entry) -> PlainResponse:
         """Refuse a handshake that waited in vain for others to get their answer."""
         self.registry.refuse(
             "refused_handshakes",
             "Too many handshakes at the same time (WEBSOCKETS_MAX_HANDSHAKES, %d, for "
-            "WEBSOCKETS_HANDSHAKE_TIMEOUT, %g s): that of %s (peer %s) was answered 503",
-            *(config.max_handshakes, config.handshake_timeout, path, peer),
+            "WEBSOCKETS_HANDSHAKE_TIMEOUT, %g s): that of %s was answered 503",
+            *(config.max_handshakes, config.handshake_timeout, entry),
         )
         return unavailable("Too many handshakes at the same time.")
 
-    def refuse_thread(self, path: str, peer: str) -> PlainResponse:
+    def refuse_thread(self, entry: Entry) -> PlainResponse:
         """Refuse a handshake because no thread could be started for its view."""
         self.registry.refuse(
             "refused_threads",
-            "The system has no thread left: the handshake of %s (peer %s) was answered 503; a "
-            "plain view takes one thread for each connection",
-            *(path, peer),
+            "The system has no thread left: the handshake of %s was answered 503; a plain view "
+            "takes one thread for each connection",
+            entry,
         )
         return unavailable("No thread is left.")
 
@@ -186,8 +185,7 @@ class Runtime:
             self._draining = True
             for connection in tuple(self.connections):
                 if not connection.link.settled.is_set():
-                    entry = connection.link.entry
-                    refusal = self.refuse_draining(entry.path, entry.peer)
+                    refusal = self.refuse_draining(connection.link.entry)
                     connection.link.dismiss(*GOODBYE, refusal)
             if announce is not None:
                 await self._announce(announce, timeout / 4)

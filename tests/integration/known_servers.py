@@ -59,6 +59,13 @@ class Server:
     sigterm_views: bool = True
     #: Seconds in which the process is gone then, when clients answer and views return.
     sigterm_seconds: float = 5.0
+    #: MiB that it lets a message have unless told otherwise, or means to.
+    message_mib: int = 16
+    #: Options that bound what a fault may cost, each set to a second.
+    fault_options: Sequence[str] = ()
+    #: Options that make it ping often, and the seconds in which a missing answer would be noticed.
+    ping_options: Sequence[str] = ()
+    ping_seconds: float = 1.3
 
     # -- for the page ------------------------------------------------------------------------------
 
@@ -83,9 +90,13 @@ TIERS = {
 }
 
 UVICORN_TESTS = ["--port", "{port}", "--no-access-log", "--timeout-graceful-shutdown", "3"]
+UVICORN_FAULTS = ["--timeout-graceful-shutdown", "1"]
+UVICORN_FAST_PINGS = ["--ws-ping-interval", "0.5", "--ws-ping-timeout", "0.5"]
 GUNICORN_TESTS = ["--no-control-socket", "-b", "127.0.0.1:{port}", "--graceful-timeout", "3"]
 HYPERCORN_TESTS = ["--bind", "127.0.0.1:{port}", "--graceful-timeout", "3"]
 UVICORN_PINGS = "every 20 s, 20 s for the answer"
+HYPERCORN_FAULTS = ["--graceful-timeout", "1", "--keep-alive", "1"]
+HYPERCORN_FAST_PINGS = ["--websocket-ping-interval", "1"]
 HYPERCORN_PINGS = "never (``websocket_ping_interval``); answers are not awaited"
 HYPERCORN_NOTES = [
     "It serves WebSockets over HTTP/2 as well.",
@@ -108,6 +119,8 @@ SERVERS = [
             "uvicorn-sansio-h11": ["--http", "h11", "--loop", "asyncio"],
         },
         test_options=UVICORN_TESTS,
+        fault_options=UVICORN_FAULTS,
+        ping_options=UVICORN_FAST_PINGS,
         compression=True,
         pings=UVICORN_PINGS,
         notes=[
@@ -130,6 +143,8 @@ SERVERS = [
             "uvicorn-wsproto-httptools": ["--http", "httptools", "--loop", "uvloop"],
         },
         test_options=UVICORN_TESTS,
+        fault_options=UVICORN_FAULTS,
+        ping_options=UVICORN_FAST_PINGS,
         compression=True,
         pings=UVICORN_PINGS,
         notes=[
@@ -151,6 +166,8 @@ SERVERS = [
             "uvicorn-websockets-h11": ["--http", "h11", "--loop", "uvloop"],
         },
         test_options=UVICORN_TESTS,
+        fault_options=UVICORN_FAULTS,
+        ping_options=UVICORN_FAST_PINGS,
         # That it is deprecated: uvicorn's announcement, the library's, and what follows from it.
         interpreter_options=[
             *["-W", "ignore:The `websockets` implementation is deprecated:UserWarning"],
@@ -173,6 +190,8 @@ SERVERS = [
         library="wsproto",
         variants={"hypercorn-asyncio": []},
         test_options=HYPERCORN_TESTS,
+        fault_options=HYPERCORN_FAULTS,
+        ping_options=HYPERCORN_FAST_PINGS,
         client_code=False,
         client_reason=False,
         compression=True,
@@ -194,6 +213,8 @@ SERVERS = [
         library="wsproto",
         variants={"hypercorn-trio": []},
         test_options=HYPERCORN_TESTS,
+        fault_options=HYPERCORN_FAULTS,
+        ping_options=HYPERCORN_FAST_PINGS,
         client_code=False,
         client_reason=False,
         compression=True,
@@ -211,6 +232,7 @@ SERVERS = [
         library="its own",
         variants={"gunicorn-asgi": []},
         test_options=GUNICORN_TESTS,
+        fault_options=["--graceful-timeout", "1"],
         denial_responses=False,
         client_reason=False,
         sigterm_code=1006,
@@ -230,6 +252,7 @@ SERVERS = [
         library="as uvicorn",
         variants={"gunicorn-uvicorn": []},
         test_options=GUNICORN_TESTS,
+        fault_options=["--graceful-timeout", "1"],
         compression=True,
         pings=UVICORN_PINGS,
         notes=["uvicorn below gunicorn's master; it is configured by a class, not by options."],
@@ -243,6 +266,11 @@ SERVERS = [
         library="tungstenite",
         variants={"granian": []},
         test_options=["--port", "{port}"],
+        fault_options=[
+            *["--workers-kill-timeout", "1"],
+            *["--http1-header-read-timeout", "1000"],
+        ],
+        message_mib=64,
         accept_headers=False,
         client_reason=False,
         sigterm_code=1006,
@@ -259,6 +287,9 @@ SERVERS = [
         library="autobahn",
         variants={"daphne": []},
         test_options=["-p", "{port}", "-v", "0"],
+        ping_options=["--ping-interval", "1", "--ping-timeout", "1"],
+        ping_seconds=2.5,
+        message_mib=1,
         denial_responses=False,
         accept_headers=False,
         close_code=False,
@@ -298,6 +329,8 @@ class Known(NamedTuple):
     reason: str
     #: It passes now and then, by a race within the server: it is not run there.
     races: bool = False
+    #: For a fault: what helps, an option of the server's or of ours, or what to do instead.
+    helps: str = ""
 
 
 KNOWN = [
@@ -327,6 +360,22 @@ KNOWN = [
         "4.2.3",
         "autobahn answers 400 to an Origin that is no URL, before the application is asked",
     ),
+]
+
+
+class Fault(NamedTuple):
+    """A line of the table of faults: it passes on a server where none of its tests is known."""
+
+    #: What happens.
+    what: str
+    #: What has to come of it.
+    passes: str
+    #: The tests of ``test_behaviour_faults``.
+    tests: Sequence[str]
+
+
+FAULTS = [
+    Fault("x", "y", ["TestDrain.test_drain"]),
 ]
 
 

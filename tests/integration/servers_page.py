@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from .known_servers import KNOWN, SERVER_OF, SERVERS, TIERS, Server
+from .known_servers import KNOWN, SERVER_OF, SERVERS, TIERS, Known, Server
 
 PATH = Path(__file__).parents[2] / "docs" / "reference" / "servers.rst"
 
@@ -179,6 +179,11 @@ def cases(pattern: str) -> list[str]:
         re.sub(r"\\(.)", r"\1", case.removesuffix(".*"))
         for case in re.split(r"\|(?=Test)", pattern)
     ]
+
+
+def tests_of(known: Known) -> list[str]:
+    """The tests that a known skip names, without their parameters."""
+    return [case.partition("[")[0] for case in cases(known.case)]
 
 
 def heading(title: str) -> str:

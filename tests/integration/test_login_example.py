@@ -1,11 +1,12 @@
-"""examples/login through real servers: who has no name stays out, who leaves is closed."""
+"""examples/login through real servers: who has no name stays out, who logs out is closed."""
 
 from __future__ import annotations
 
 import http.client
+import importlib
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -87,6 +88,42 @@ def test_a_logout_closes_the_users_connections(server):
             pass
     with pytest.raises(InvalidStatus), enter(server, gone):
         pass
+
+
+def test_a_user_has_ten_connections(server):
+    """The eleventh is answered 429; another user has places of his own."""
+    cookies = {name: post(server, "/login", name=name) for name in ("ann", "bob")}
+    with ExitStack() as stack:
+        for _ in range(10):
+            stack.enter_context(enter(server, cookies["ann"]))
+        with pytest.raises(InvalidStatus) as refused, enter(server, cookies["ann"]):
+            pass
+        assert refused.value.response.status_code == 429
+        assert int(refused.value.response.headers["Retry-After"]) > 0
+        bob = stack.enter_context(enter(server, cookies["bob"]))
+        bob.send("in")
+        assert bob.recv(timeout=TIMEOUT) == "bob: in"
+
+
+def test_who_logs_in_again_is_in_again(server):
+    """A logout ends the connections that there are, and not the user."""
+    cookie = post(server, "/login", name="ann")
+    with enter(server, cookie) as ann:
+        gone = post(server, "/logout", cookie)
+        with pytest.raises(ConnectionClosed, match="logged out"):
+            ann.recv(timeout=TIMEOUT)
+    with enter(server, post(server, "/login", gone, name="ann")) as ann:
+        ann.send("again")
+        assert ann.recv(timeout=TIMEOUT) == "ann: again"
+
+
+def test_the_login_lasts_for_half_a_day(monkeypatch):
+    """The route's connections are closed when they are so old, and the page has to come again."""
+    monkeypatch.syspath_prepend(str(LOGIN))
+    monkeypatch.delitem(sys.modules, "app", raising=False)
+    module = importlib.import_module("app")
+    monkeypatch.delitem(sys.modules, "app")
+    assert module.app.view_functions["chat"].websocket_route.max_age == 12 * 60 * 60
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from flask import Flask
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from werkzeug.exceptions import NotFound, Unauthorized
 
 from flask_websockets import ConnectionClosed
@@ -56,6 +56,37 @@ class Guest:
     ended: bool = False
 
 
+picks = st.integers(0, MAX_CONNECTIONS)
+#: What happens, how often, and with what. Often, what lets somebody in.
+ACTIONS: dict[str, tuple[int, tuple[st.SearchStrategy[Any], ...]]] = {
+    "knocks": (5, ()),
+    "several_are_let_in": (3, (st.integers(1, MAX_CONNECTIONS),)),
+    "knocks_and_gets_no_answer": (1, ()),
+    "is_accepted": (4, (picks,)),
+    "is_answered": (2, (picks, st.sampled_from([*ANSWERS, "closes"]))),
+    "view_waits": (3, (picks,)),
+    "view_ends": (2, (picks, st.sampled_from(list(ENDS)))),
+    "view_closes": (2, (picks, st.sampled_from([1000, 3000, 4999]), st.booleans())),
+    "peer_is_gone": (2, (picks, st.sampled_from(["leaves", "is cancelled"]), st.booleans())),
+    "views_return_at_last": (2, ()),
+    "drains": (
+        1,
+        (
+            st.tuples(*[st.sampled_from(["receives", "returns", "is busy"])] * MAX_CONNECTIONS),
+            st.integers(0, MAX_CONNECTIONS),
+            st.integers(0, MAX_CONNECTIONS),
+        ),
+    ),
+    "server_starts_anew": (2, ()),
+}
+action = st.sampled_from([name for name, (weight, _) in ACTIONS.items() for _ in range(weight)])
+action = action.flatmap(lambda name: st.tuples(st.just(name), *ACTIONS[name][1]))
+
+
+def _pick(guests: list[Guest], number: int) -> Guest:
+    return guests[number % len(guests)]
+
+
 class ConnectionMachine(RuleBasedStateMachine):
     """A server with room for a few."""
 
@@ -92,9 +123,13 @@ class ConnectionMachine(RuleBasedStateMachine):
             [guest for guest in self.those("over") if not guest.ended]
         )
 
+    @rule(program=st.lists(action, min_size=3, max_size=12))
+    def acts(self, program: list[tuple[Any, ...]]) -> None:
+        for name, *arguments in program:
+            getattr(self, name)(*arguments)
+
     # -- handshakes --------------------------------------------------------------------------------
 
-    @rule()
     def knocks(self) -> None:
         guest = Guest(self.world.open(socket_messages=100))
         if self.draining:
@@ -108,17 +143,17 @@ class ConnectionMachine(RuleBasedStateMachine):
             self.let_in()
         self.compare()
 
-    @precondition(lambda self: not self.those("queued", "pending"))
-    @rule(number=st.integers(1, MAX_CONNECTIONS))
     def several_are_let_in(self, number: int) -> None:
+        if self.those("queued", "pending"):
+            return
         for _ in range(number):
             self.knocks()
             for guest in self.those("pending"):
                 self.accept(guest)
 
-    @precondition(lambda self: not self.draining and self.inside < MAX_CONNECTIONS)
-    @rule()
     def knocks_and_gets_no_answer(self) -> None:
+        if self.draining or self.inside >= MAX_CONNECTIONS:
+            return
         guest = Guest(self.world.open(socket_messages=100, asgi=self.hasty), "over", [503])
         self.guests.append(guest)
         self.late += 1
@@ -142,10 +177,10 @@ class ConnectionMachine(RuleBasedStateMachine):
                 guest.state = "pending"
                 self.world.wait_for(partial(getattr, guest.client, "ws"), "no view begins")
 
-    @precondition(lambda self: self.those("pending"))
-    @rule(data=st.data())
-    def is_accepted(self, data: st.DataObject) -> None:
-        self.accept(data.draw(st.sampled_from(self.those("pending"))))
+    def is_accepted(self, pick: int) -> None:
+        if not self.those("pending"):
+            return
+        self.accept(_pick(self.those("pending"), pick))
 
     def accept(self, guest: Guest) -> None:
         guest.client.ask("accept")
@@ -155,16 +190,17 @@ class ConnectionMachine(RuleBasedStateMachine):
         self.let_in()
         self.compare()
 
-    @precondition(lambda self: self.those("pending"))
-    @rule(data=st.data(), how=st.sampled_from([*ANSWERS, "closes"]))
-    def is_answered(self, data: st.DataObject, how: str) -> None:
-        guest = data.draw(st.sampled_from(self.those("pending")))
+    def is_answered(self, pick: int, how: str) -> None:
+        if not self.those("pending"):
+            return
+        guest = _pick(self.those("pending"), pick)
         if how == "closes":
             guest.client.ask("close")
             guest.heard = [1000]  # before the accept: the server makes a 403 of it
             guest.client.stop()
         else:
-            error, guest.heard = ANSWERS[how]
+            error, heard = ANSWERS[how]
+            guest.heard = list(heard)
             guest.client.stop(error)
             self.total += how == "returns"
         guest.state, guest.ended = "over", True
@@ -174,10 +210,10 @@ class ConnectionMachine(RuleBasedStateMachine):
 
     # -- ends --------------------------------------------------------------------------------------
 
-    @precondition(lambda self: self.those("open"))
-    @rule(data=st.data(), how=st.sampled_from(list(ENDS)))
-    def view_ends(self, data: st.DataObject, how: str) -> None:
-        guest = data.draw(st.sampled_from(self.those("open")))
+    def view_ends(self, pick: int, how: str) -> None:
+        if not self.those("open"):
+            return
+        guest = _pick(self.those("open"), pick)
         if guest.receiving is not None:
             return
         error, code = ENDS[how]
@@ -186,20 +222,20 @@ class ConnectionMachine(RuleBasedStateMachine):
         self.hears(guest, code)
         self.compare()
 
-    @precondition(lambda self: self.those("open"))
-    @rule(data=st.data(), code=st.sampled_from([1000, 3000, 4999]), lingers=st.booleans())
-    def view_closes(self, data: st.DataObject, code: int, lingers: bool) -> None:
-        guest = data.draw(st.sampled_from(self.those("open")))
+    def view_closes(self, pick: int, code: int, lingers: bool) -> None:
+        if not self.those("open"):
+            return
+        guest = _pick(self.those("open"), pick)
         guest.client.ask("close", code, second=True)
         self.hears(guest, code)
         self.learns(guest, (code, ""))
         self.may_linger(guest, lingers)
         self.compare()
 
-    @precondition(lambda self: self.those("open", "pending"))
-    @rule(data=st.data(), how=st.sampled_from(["leaves", "is cancelled"]), lingers=st.booleans())
-    def peer_is_gone(self, data: st.DataObject, how: str, lingers: bool) -> None:
-        guest = data.draw(st.sampled_from(self.those("open", "pending")))
+    def peer_is_gone(self, pick: int, how: str, lingers: bool) -> None:
+        if not self.those("open", "pending"):
+            return
+        guest = _pick(self.those("open", "pending"), pick)
         if how == "leaves":
             guest.client.leave(4444, "so long")
             end = (4444, "so long")
@@ -213,17 +249,17 @@ class ConnectionMachine(RuleBasedStateMachine):
         self.let_in()
         self.compare()
 
-    @precondition(lambda self: self.those("over"))
-    @rule()
     def views_return_at_last(self) -> None:
+        if not self.those("over"):
+            return
         for guest in self.those("over"):
             self.may_linger(guest, False)
         self.compare()
 
-    @precondition(lambda self: self.those("open"))
-    @rule(data=st.data())
-    def view_waits(self, data: st.DataObject) -> None:
-        guest = data.draw(st.sampled_from(self.those("open")))
+    def view_waits(self, pick: int) -> None:
+        if not self.those("open"):
+            return
+        guest = _pick(self.those("open"), pick)
         if guest.receiving is None:
             guest.receiving = guest.client.tell("receive")
             self.world.wait_for(guest.client.ws.link._receiving.locked, "nobody receives")
@@ -254,9 +290,15 @@ class ConnectionMachine(RuleBasedStateMachine):
 
     # -- the server --------------------------------------------------------------------------------
 
-    @precondition(lambda self: not self.draining and self.those("open"))
-    @rule(ways=st.tuples(*[st.sampled_from(["receives", "returns", "is busy"])] * MAX_CONNECTIONS))
-    def drains(self, ways: tuple[str, ...]) -> None:
+    def drains(self, ways: tuple[str, ...], let_in: int, knock: int) -> None:
+        if self.draining:
+            return
+        self.several_are_let_in(let_in)
+        for _ in range(knock):
+            self.knocks()
+        self._drain(ways)
+
+    def _drain(self, ways: tuple[str, ...]) -> None:
         self.draining = True
         for guest in self.those("over"):
             self.may_linger(guest, False)
@@ -293,9 +335,9 @@ class ConnectionMachine(RuleBasedStateMachine):
         over.result(DRAIN + PATIENCE)
         self.compare()
 
-    @precondition(lambda self: self.draining)
-    @rule()
     def server_starts_anew(self) -> None:
+        if not self.draining:
+            return
         self.world.stop()
         self.world.start()
         self.draining = False
@@ -354,7 +396,7 @@ class ConnectionMachine(RuleBasedStateMachine):
             assert heard == guest.heard
 
 
-ConnectionMachine.TestCase.settings = profile(40, steps=25, shrink=False)
+ConnectionMachine.TestCase.settings = profile(40, steps=6, shrink=False)
 
 
 class TestConnections(ConnectionMachine.TestCase):  # type: ignore[misc, valid-type]

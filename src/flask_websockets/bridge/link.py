@@ -797,8 +797,14 @@ class Link:
         messages = self._end(code, reason, refusal)
         if not messages:
             return False
-        self._drop_outbox()
         self.patience = self.config.close_timeout
+        if self._state is State.CLOSED and not self.settled.is_set():
+            # The accept is still at the door, and comes first.
+            self._post_quietly(self._turn_away, messages)
+            return True
+        for left, size in self._drop_outbox():
+            if isinstance(left, dict) and left["type"] == "websocket.accept":
+                self._enqueue(left, size)  # or the close would be a refusal
         self._turn_away(messages)
         return True
 
@@ -891,12 +897,15 @@ class Link:
             if self._arrived is not None:
                 self._arrived.set()
 
-    def _drop_outbox(self) -> None:
-        for left, size in self._drain_outbox():
+    def _drop_outbox(self) -> list[Item]:
+        """Loop. Drop what waits; what it was."""
+        waiting = self._drain_outbox()
+        for left, size in waiting:
             if not isinstance(left, dict):
                 left.close()
             self._outbox_messages -= 1
             self._outbox_bytes -= size
+        return waiting
 
     def _drain_outbox(self) -> list[Item]:
         """Loop. Take everything out of the outbound stream that was not dropped."""

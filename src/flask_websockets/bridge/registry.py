@@ -10,10 +10,13 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 from uuid import UUID
+
+from ..protocol import State
 
 if TYPE_CHECKING:
     from .link import Link
@@ -27,12 +30,20 @@ User: TypeAlias = str | int | UUID
 #: flood of lines.
 LOG_EVERY = 60.0
 
+#: Of a path or an address; a path may have kilobytes.
+LOGGED_CHARACTERS = 200
+
 #: One customer of an internet provider gets a whole network of IPv6 (RFC 6177).
 CUSTOMER_BITS = 64
 
 
 def address_key(address: str) -> str:
     """Any thread. What an address is counted as: itself, or its network of IPv6."""
+    # Some proxies tell the port as well: 192.0.2.1:50001, [2001:db8::1]:50001.
+    if address.startswith("["):
+        address = address[1:].partition("]")[0]
+    elif address.count(":") == 1:
+        address = address.partition(":")[0]
     try:
         found = ipaddress.ip_address(address)
     except ValueError:
@@ -76,6 +87,7 @@ class Places:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._places: dict[str, Place] = {}  # guarded by _lock
+        self._asking: list[set[str]] = []  # guarded by _lock: one for each handshake that asks
 
     def take(self, key: str, link: Link, limit: int | None, holder: Any = None) -> bool:
         """Count *link* among those of *key*; False if there are *limit* already."""
@@ -98,11 +110,26 @@ class Places:
                 if not place.links:
                     del self._places[key]
 
-    def links(self, key: str) -> tuple[Link, ...]:
-        """The connections of *key*."""
+    @contextmanager
+    def asking(self) -> Iterator[Container[str]]:
+        """While a handshake asks whose it is: the keys that were evicted meanwhile."""
+        evicted: set[str] = set()
         with self._lock:
+            self._asking.append(evicted)
+        try:
+            yield evicted
+        finally:
+            with self._lock:
+                self._asking = [each for each in self._asking if each is not evicted]
+
+    def evict(self, key: str) -> tuple[Link, ...]:
+        """The connections of *key* that are not over; handshakes that ask now will know."""
+        with self._lock:
+            for evicted in self._asking:
+                evicted.add(key)
             place = self._places.get(key)
-            return () if place is None else tuple(place.links)
+            links = () if place is None else tuple(place.links)
+        return tuple(link for link in links if link.state in (State.CONNECTING, State.OPEN))
 
     def holders(self) -> list[Any]:
         """What the keys stand for, each once."""
@@ -133,9 +160,13 @@ class Registry:
             self._refused[kind] += 1
 
     def refuse(self, kind: str, message: str, *arguments: object) -> None:
-        """Count one refusal, and log the first of its kind, and the next a minute later."""
+        """Count one refusal, and log it as :meth:`warn` does."""
+        self.count(kind)
+        self.warn(kind, message, *arguments)
+
+    def warn(self, kind: str, message: str, *arguments: object) -> None:
+        """Log the first of its kind, and the next one when a minute has passed."""
         with self._lock:
-            self._refused[kind] += 1
             now = self._clock()
             if now - self._logged_at.get(kind, -LOG_EVERY) < LOG_EVERY:
                 self._quiet[kind] += 1
@@ -185,4 +216,11 @@ class Entry:
     def __str__(self) -> str:
         """The connection, for the log: nothing of its query, headers or messages."""
         endpoint = f"endpoint {self.endpoint}, " if self.endpoint else ""
-        return f"{self.path} ({endpoint}peer {self.peer})"
+        return f"{_loggable(self.path)} ({endpoint}peer {_loggable(self.peer)})"
+
+
+def _loggable(text: str) -> str:
+    """What a client has chosen, so that it makes no lines of its own in the log."""
+    if len(text) > LOGGED_CHARACTERS:
+        text = f"{text[:LOGGED_CHARACTERS]}..."
+    return text if text.isprintable() else ascii(text)
