@@ -9,14 +9,19 @@ from flask_websockets import WebSocket, WebSockets
 
 app = Flask(__name__)
 app.config.update(SECRET_KEY="change this", SESSION_COOKIE_SAMESITE="Lax")
+app.config.update(WEBSOCKETS_MAX_CONNECTIONS_PER_USER=10)
 websockets = WebSockets(app)
-open_sockets: dict[WebSocket, str] = {}
 
 
 @flask_login.LoginManager(app).user_loader
 class User(flask_login.UserMixin):
     def __init__(self, name: str) -> None:
         self.id = name
+
+
+@websockets.identify
+def user() -> str | None:
+    return current_user.get_id()
 
 
 @app.get("/")
@@ -38,23 +43,18 @@ def log_in() -> Response:
 @app.post("/logout")
 @login_required
 def log_out() -> Response:
-    for ws, name in tuple(open_sockets.items()):
-        if name == current_user.id:
-            ws.close(4401, "logged out")
+    name = current_user.get_id()
     flask_login.logout_user()
+    websockets.disconnect(user=name, reason="logged out")
     return redirect("/")
 
 
-@websockets.route("/ws")
+@websockets.route("/ws", max_age=12 * 60 * 60)  # then the page shows its login to us anew
 @login_required
 def chat(ws: WebSocket) -> None:
-    open_sockets[ws] = current_user.id
-    try:
-        with websockets.subscribe(ws, "members"):
-            for text in ws.iter_text():
-                websockets.publish(f"{current_user.id}: {text}", "members")
-    finally:
-        del open_sockets[ws]
+    with websockets.subscribe(ws, "members"):
+        for text in ws.iter_text():
+            websockets.publish(f"{current_user.id}: {text}", "members")
 
 
 asgi = websockets.asgi_app()

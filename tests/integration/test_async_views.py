@@ -349,7 +349,8 @@ def test_i9_a_view_that_swallows_its_cancellation(fresh_server, key):
         assert client.recv(timeout=TIMEOUT) == "sleeps"
     wait_until(lambda: fresh_server.stats()["stuck_views"] == stuck + 1)
     wait_until(lambda: fresh_server.stats()["connections"] == 0)
-    assert f"The view of /ws/swallow/{key} (endpoint swallow, peer 127.0.0.1) still runs" in fresh_server.process.log()
+    stuck_view = f"/ws/swallow/{key} (endpoint swallow, peer 127.0.0.1)"
+    assert f"The view of {stuck_view} still runs" in fresh_server.process.log()
     fresh_server.check_echo()
 
 
