@@ -1281,7 +1281,7 @@ MUTATIONS = (
         module="extension.py",
         old="                self._rounds.stop()\n",
         new="                pass\n",
-        test="test_rights.py::test_it_ends_with_the_server",
+        test="test_rights.py::test_it_does_not_end_with_the_next_round_only",
         reason="The thread of the rechecks goes on without a server.",
     ),
     Mutation(

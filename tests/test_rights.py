@@ -1337,6 +1337,21 @@ def test_it_ends_with_the_server(run, app):
     run(main)
 
 
+def test_it_does_not_end_with_the_next_round_only(run, app):
+    """An hour may lie between two rounds: the thread ends with its server all the same."""
+    house = House(app)
+    Checks(house, every=3600)
+
+    async def main():
+        async with house:
+            await house.open("ann")
+            assert len(round_threads()) == 1
+        await house.websockets._stop()
+        await wait_until(lambda: round_threads() == [])
+
+    run(main)
+
+
 def test_a_round_that_hangs_does_not_keep_the_server(run, app):
     """The database hangs while the server stops: it stops all the same, and nobody is closed."""
     house, inside, away = House(app), threading.Event(), threading.Event()

@@ -37,6 +37,8 @@ WSGIApp = Callable[..., Iterable[bytes]]
 GOODBYES = frozenset({"websocket.close", "websocket.http.response.body"})
 
 
+#: RFC 6455, section 7.4.1: a message is too big.
+TOO_LARGE = 1009
 #: RFC 6455 registry: "try again later".
 BUSY = (1013, "the server is too busy")
 
@@ -169,9 +171,19 @@ class Connection:
                     if not link.deliver(data) and not await self._make_room(data):
                         return
                 elif message["type"] == "websocket.disconnect":
+                    if message.get("code") == TOO_LARGE and uvicorn.has_closed(self._protocol):
+                        self._refuse_size("more")  # under serve its limit is ours
                     # After it receive is never called again: hypercorn and daphne would hang.
                     link.lose(message.get("code") or 1005, message.get("reason") or "")
                     return
+
+    def _refuse_size(self, size: int | str) -> None:
+        self.link.entry.registry.refuse(
+            "oversized",
+            "A message of %s bytes came on %s, where WEBSOCKETS_MAX_MESSAGE_BYTES is %d; it was "
+            "closed with 1009",
+            *(size, self.link.entry, self.link.config.max_message_bytes),
+        )
 
     async def _is_allowed(self, size: int) -> bool:
         """Reader. Whether the peer may send a message of *size* bytes, now or in a moment.
@@ -182,14 +194,9 @@ class Connection:
         """
         link, config = self.link, self.link.config
         if size > config.max_message_bytes:
-            link.entry.registry.refuse(
-                "oversized",
-                "A message of %d bytes came on %s: more than WEBSOCKETS_MAX_MESSAGE_BYTES, which "
-                "is %d; it was closed with 1009",
-                *(size, link.entry, config.max_message_bytes),
-            )
+            self._refuse_size(size)
             reason = f"a message may have {config.max_message_bytes} bytes"
-            link.expel(1009, reason, plain_response(413, reason))
+            link.expel(TOO_LARGE, reason, plain_response(413, reason))
             return False
         messages, size_limit = config.max_messages_per_second, config.max_bytes_per_second
         self._pause_ends, now = None, anyio.current_time()

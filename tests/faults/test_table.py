@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 TESTS = HERE.parent
 
 #: The scenarios that need no broker and are not benchmarks.
-SCENARIOS = {*range(1, 14), 15, 16, 18, *range(26, 30), *range(31, 35), 36, 37, 38, 39, 42}
+SCENARIOS = {*range(1, 14), 15, 16, 18, *range(26, 30), *range(31, 35), 36, 37, 38, 39, 40, 41, 42}
 
 ROW = re.compile(r"^(\d+) .* (4|serve|bare|other) +(\S+\.py::\S+)$")
 

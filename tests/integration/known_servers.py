@@ -333,6 +333,14 @@ class Known(NamedTuple):
     helps: str = ""
 
 
+#: What helps, where that is the same on several servers.
+FREE_AT_LEAST = (
+    "the view, its thread and its place are free all the same; a proxy in front lets go of such "
+    "clients (nginx: send_timeout)"
+)
+A_PROXY = "a proxy in front (nginx: client_header_timeout)"
+NO_LIMIT = "it has no limit of the time for a request's head; each costs a descriptor"
+
 KNOWN = [
     Known(
         r"TestAccept\.test_headers_as_a_mapping.*|TestAccept\.test_headers_as_pairs.*"
@@ -360,6 +368,152 @@ KNOWN = [
         "4.2.3",
         "autobahn answers 400 to an Origin that is no URL, before the application is asked",
     ),
+    # -- faults ------------------------------------------------------------------------------------
+    Known(
+        r"TestNeverReads\.test_descriptor",
+        "uvicorn-websockets.*",
+        "0.54.0",
+        "the library waits for its transport to flush, as long as the client keeps the connection",
+        helps=FREE_AT_LEAST,
+    ),
+    Known(
+        r"TestNeverReads\.test_descriptor",
+        "hypercorn-.*",
+        "0.18.0",
+        "TCPServer._close waits for its transport to flush, as long as the client keeps the "
+        "connection",
+        helps=FREE_AT_LEAST,
+    ),
+    Known(
+        r"TestNeverReads\.test_descriptor",
+        "gunicorn-asgi",
+        "27.0.1",
+        "the transport is closed, not aborted, and waits to flush as long as the client keeps the "
+        "connection",
+        helps=FREE_AT_LEAST,
+    ),
+    Known(
+        r"TestNeverReads\.test_descriptor",
+        "granian",
+        "2.8.7",
+        "a send that waits for the client is not given up when the application returns",
+        helps=FREE_AT_LEAST,
+    ),
+    Known(
+        r"TestNeverReads\.test_unblocked|TestNeverReads\.test_memory",
+        "daphne",
+        "4.2.3",
+        "its send returns at once, whatever the client takes: the view is never told to wait, "
+        "nothing waits in the outbox, so that neither its bounds nor ``on_slow`` are ever met, "
+        "and all of it lies in daphne's memory (two floods of 96 MiB: 191 MiB)",
+        helps="its pings: a client that does not read does not answer them either, and is cut. "
+        "``--ping-interval 5 --ping-timeout 5`` bounds the memory by what a view sends in 10 s",
+    ),
+    Known(
+        r"TestDeafView\.test_memory",
+        "daphne",
+        "4.2.3",
+        "it does not stop reading while the application does not receive: all that comes within "
+        "``WEBSOCKETS_INBOX_TIMEOUT`` lies in its memory",
+        helps='``WEBSOCKETS_INBOX_FULL = "close"``, which passes, or a short '
+        "``WEBSOCKETS_INBOX_TIMEOUT``",
+    ),
+    Known(
+        r"TestMessages\.test_endless|TestMessages\.test_tiny_fragments",
+        "uvicorn-websockets.*",
+        "0.54.0",
+        "it sends 1009, stops reading, and tells the view nothing for 10 s, though the client has "
+        "gone",
+        helps="``--ws websockets-sansio``",
+    ),
+    Known(
+        r"TestMessages\.test_memory",
+        "hypercorn-.*",
+        "0.18.0",
+        "WebsocketBuffer.extend keeps what is above the limit: after its 1009 hypercorn goes on "
+        "reading into the same buffer, without a limit",
+        helps="nothing on hypercorn: choose another if strangers may connect",
+    ),
+    Known(
+        r"TestFrames\.test_bomb",
+        "uvicorn-wsproto.*",
+        "0.54.0",
+        "wsproto inflates all that has come before uvicorn looks at the size: 64 MiB in a message "
+        "of 64 kB took @uvicorn-wsproto@ MiB",
+        helps="``--ws-per-message-deflate false``, or ``--ws websockets-sansio``",
+    ),
+    Known(
+        r"TestFrames\.test_bomb",
+        "hypercorn-.*",
+        "0.18.0",
+        "wsproto inflates all that has come before hypercorn looks at the size: 64 MiB in a "
+        "message of 64 kB took @hypercorn@ MiB; there is no option against compression",
+        helps="a proxy that takes the header ``Sec-WebSocket-Extensions`` out of handshakes",
+    ),
+    Known(
+        r"TestHandshakes\.test_odd\[(30,000 bytes|200 headers|a huge header)\]",
+        "uvicorn-sansio.*",
+        "0.54.0",
+        "it does not look at what the library says of a head that is too large, and never answers",
+        helps="``flask websockets serve``, which cuts it; or a proxy with limits of its own",
+    ),
+    Known(
+        r"TestHandshakes\.test_odd\[(30,000 bytes|200 headers|a huge header)\]",
+        "gunicorn-uvicorn",
+        "0.4.0",
+        "as uvicorn (websockets-sansio)",
+        helps="a proxy with limits of its own",
+    ),
+    Known(
+        r"TestHandshakes\.test_no_ascii",
+        "hypercorn-trio",
+        "0.18.0",
+        "wsproto raises UnicodeDecodeError, and nothing between it and the nursery of the whole "
+        "server catches that: hypercorn ends",
+        helps="``-k asyncio``, where it ends the connection alone",
+    ),
+    Known(
+        r"TestHandshakes\.test_words_before_the_answer.*",
+        "hypercorn-trio",
+        "0.18.0",
+        "hypercorn ends, or keeps the view for ever (its issue 225)",
+        races=True,
+        helps="``-k asyncio``, where it keeps the view for ever alone",
+    ),
+    Known(
+        r"TestHandshakes\.test_words_before_the_answer",
+        "hypercorn-asyncio",
+        "0.18.0",
+        "WSStream answers 400 and never says websocket.disconnect: the view keeps its thread and "
+        "its place for ever",
+        helps="``max_age=`` on the routes: then they end; and "
+        "``WEBSOCKETS_MAX_CONNECTIONS_PER_ADDRESS``",
+    ),
+    Known(
+        r"TestHandshakes\.test_slow\[.*",
+        "uvicorn-.*",
+        "0.54.0",
+        NO_LIMIT,
+        helps="``flask websockets serve``, which cuts it after "
+        f"``WEBSOCKETS_HANDSHAKE_TIMEOUT``; or {A_PROXY}",
+    ),
+    Known(r"TestHandshakes\.test_slow\[.*", "gunicorn-asgi", "27.0.1", NO_LIMIT, helps=A_PROXY),
+    Known(r"TestHandshakes\.test_slow\[.*", "gunicorn-uvicorn", "0.4.0", NO_LIMIT, helps=A_PROXY),
+    Known(r"TestHandshakes\.test_slow\[.*", "daphne", "4.2.3", NO_LIMIT, helps=A_PROXY),
+    Known(
+        r"TestHandshakes\.test_slow\[nothing\]",
+        "granian",
+        "2.8.7",
+        "``--http1-header-read-timeout`` counts from the first byte",
+        helps=A_PROXY,
+    ),
+    Known(
+        r"TestSigterm\.test_a_peer_that_never_reads",
+        "hypercorn-.*",
+        "0.18.0",
+        "TCPServer._close waits for its transport to flush, beyond ``--graceful-timeout``",
+        helps="a supervisor that kills it, such as systemd with TimeoutStopSec",
+    ),
 ]
 
 
@@ -375,7 +529,129 @@ class Fault(NamedTuple):
 
 
 FAULTS = [
-    Fault("x", "y", ["TestDrain.test_drain"]),
+    Fault(
+        "A client is killed",
+        "its view is unblocked within a second, its subscriptions are gone",
+        ["TestVanishes.test_killed"],
+    ),
+    Fault(
+        "A client never reads what a view sends",
+        "the view gets ConnectionClosed after ``WEBSOCKETS_SEND_TIMEOUT``",
+        ["TestNeverReads.test_unblocked"],
+    ),
+    Fault(
+        "Its memory",
+        "the outbox bounds it",
+        ["TestNeverReads.test_memory"],
+    ),
+    Fault(
+        "Its descriptor",
+        "is closed within a second, whatever the client does",
+        ["TestNeverReads.test_descriptor"],
+    ),
+    Fault(
+        "A view is busy while a message waits, pings go on",
+        "the connection stays",
+        ["TestDeafView.test_busy"],
+    ),
+    Fault(
+        "A view never receives, and its client floods it",
+        "1013 after ``WEBSOCKETS_INBOX_TIMEOUT``; the inbox is bounded",
+        ["TestDeafView.test_closed", "TestDeafView.test_without_a_pause"],
+    ),
+    Fault(
+        "Its memory",
+        "what the client sends meanwhile waits with the client",
+        ["TestDeafView.test_memory"],
+    ),
+    Fault(
+        "A message above ``WEBSOCKETS_MAX_MESSAGE_BYTES``",
+        "1009",
+        ["TestMessages.test_too_large"],
+    ),
+    Fault(
+        "A message without an end, and 50,000 fragments of a byte",
+        "cut at the server's limit; the views are unblocked",
+        ["TestMessages.test_endless", "TestMessages.test_tiny_fragments"],
+    ),
+    Fault(
+        "Their memory",
+        "the server's limit bounds it",
+        ["TestMessages.test_memory"],
+    ),
+    Fault(
+        "A length of 1 GiB, or of 2^63 - 1, is announced",
+        "nothing is held for it",
+        ["TestMessages.test_announced"],
+    ),
+    Fault(
+        "Bad frames: 2^63, UTF-8, opcodes, RSV bits, no mask",
+        "the connection ends; the view sees ConnectionClosed alone",
+        ["TestFrames.test_bad"],
+    ),
+    Fault(
+        "A deflate bomb, 64 kB that inflate to 64 MiB",
+        "memory grows by less than twice the largest message",
+        ["TestFrames.test_bomb"],
+    ),
+    Fault(
+        "A handshake with a huge header, 2500 subprotocols, a bad key",
+        "is answered or cut at once",
+        ["TestHandshakes.test_odd"],
+    ),
+    Fault(
+        "A handshake with bytes that are no ASCII",
+        "is answered or cut; nobody else notices",
+        ["TestHandshakes.test_no_ascii"],
+    ),
+    Fault(
+        "A client sends before the handshake is answered",
+        "its view ends when it goes; nobody else notices",
+        [
+            "TestHandshakes.test_words_before_the_answer",
+            "TestHandshakes.test_words_before_the_answer_hurt_nobody",
+        ],
+    ),
+    Fault(
+        "A handshake that does not go on",
+        "is cut after the time of the server's option",
+        ["TestHandshakes.test_slow"],
+    ),
+    Fault(
+        "Any of these",
+        "the others are served meanwhile, over HTTP too, and nothing is left when the client goes",
+        [
+            "TestNeverReads.test_hurts_nobody",
+            "TestFrames.test_bomb_hurts_nobody",
+            "TestHandshakes.test_odd_hurts_nobody",
+            "TestHandshakes.test_slow_hurts_nobody",
+        ],
+    ),
+    Fault(
+        "Handshakes above ``WEBSOCKETS_MAX_CONNECTIONS``",
+        "503, or 403 where refusals are bare; no thread is taken, HTTP is served",
+        ["TestHandshakes.test_above_the_limit"],
+    ),
+    Fault(
+        "`websockets.disconnect(user=...)`",
+        "4401 to all of his connections, and to nobody else",
+        ["TestDisconnect.test_all_of_a_user"],
+    ),
+    Fault(
+        "`websockets.drain()`, from an HTTP view",
+        "1012 to everybody, 4012 where that cannot be sent; handshakes are refused, HTTP is served",
+        ["TestDrain.test_drain"],
+    ),
+    Fault(
+        "SIGTERM while a view sleeps",
+        "it ends in the time of the server's option, and 2 s",
+        ["TestSigterm.test_a_view_that_sleeps"],
+    ),
+    Fault(
+        "SIGTERM while clients do not read",
+        "likewise",
+        ["TestSigterm.test_a_peer_that_never_reads"],
+    ),
 ]
 
 

@@ -45,6 +45,7 @@ def protocol_of(send: Callable[..., Any]) -> Any | None:
         and hasattr(getattr(protocol, "transport", None), "abort")
         and isinstance(getattr(protocol, "connections", None), set)
         and isinstance(getattr(protocol, "handshake_complete", None), bool)
+        and isinstance(getattr(protocol, "close_sent", None), bool)
     ):
         return protocol
     return None
@@ -103,6 +104,11 @@ def limit_frames(protocol: Any) -> None:
     kind: Any = type(protocol)
     if kind.handle_ping.__module__ != __name__:
         protocol.__class__ = _limited(kind)
+
+
+def has_closed(protocol: Any | None) -> bool:
+    """Whether uvicorn has said goodbye by itself. Ask while we have not."""
+    return protocol is not None and bool(protocol.close_sent)
 
 
 def note_refusal(protocol: Any | None) -> None:
