@@ -360,6 +360,7 @@ def test_slow_down_holds_back_the_peer(run, house):
             for number in range(50):
                 peer.send(str(number))
             await wait_until(lambda: house.counts() == (0, 1))
+            await wait_until(lambda: house.seen)
             await settle()
             assert house.seen == ["0"]
             assert peer.reads == 3  # the connect, the first, and the one that waits

@@ -148,7 +148,7 @@ def validate_headers(headers: Headers) -> list[tuple[str, str]]:
 def _validate_header(name: str, value: str) -> None:
     if not isinstance(name, str) or not isinstance(value, str):
         kinds = f"{type(name).__name__} and {type(value).__name__}"
-        raise TypeError(f"A header is a pair of str; got {kinds}.")
+        raise TypeError(f"A header is a pair of str; got {kinds} for {name!r}.")
     if not _TOKEN.fullmatch(name):
         raise ValueError(f"{name!r} is no header name: expected a token (RFC 7230).")
     if not _HEADER_VALUE.fullmatch(value):
