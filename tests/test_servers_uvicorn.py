@@ -23,6 +23,7 @@ from flask_websockets.servers.uvicorn import (
     has_ended,
     has_received,
     is_writable,
+    limit_frames,
     protocol_of,
 )
 
@@ -41,6 +42,7 @@ class Transport(asyncio.Transport):
         super().__init__()
         self.written = []
         self.closing = self.aborted = False
+        self.reading = True
 
     def write(self, data):
         self.written.append(data)
@@ -55,10 +57,10 @@ class Transport(asyncio.Transport):
         self.aborted = self.closing = True
 
     def pause_reading(self):
-        pass
+        self.reading = False
 
     def resume_reading(self):
-        pass
+        self.reading = True
 
 
 async def accepted(kind):
@@ -102,6 +104,65 @@ def test_uvicorns_own_send_is_known(kind):
             await send(message)
 
         assert protocol_of(wrapped) is None
+        await finish(protocol)
+
+    asyncio.run(main())
+
+
+def masked(first, data=b""):
+    """A frame of a client, with a mask of zeros."""
+    return bytes((first, 0x80 | len(data))) + b"\0\0\0\0" + data
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_a_limited_protocol_is_still_known(kind):
+    """Its class has the name of uvicorn's, and what it sends is uvicorn's own."""
+
+    async def main():
+        protocol, send, transport = await accepted(kind)
+        limit_frames(protocol)
+        limited = type(protocol)
+        limit_frames(protocol)
+        assert type(protocol) is limited is not kind
+        assert protocol_of(send) is protocol
+        protocol.data_received(masked(0x89, b"hi"))
+        assert b"".join(transport.written) == b"\x8a\x02hi"
+        assert transport.reading
+        await finish(protocol)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_who_does_not_take_pongs_is_not_read(kind):
+    """Reading pauses while pongs wait, and goes on when they are taken."""
+
+    async def main():
+        protocol, _, transport = await accepted(kind)
+        limit_frames(protocol)
+        protocol.pause_writing()
+        protocol.data_received(masked(0x89, b"hi"))
+        assert not transport.reading
+        protocol.resume_writing()
+        assert transport.reading
+        await finish(protocol)
+
+    asyncio.run(main())
+
+
+def test_fragments_are_limited():
+    """A message in countless empty fragments is closed with 1009, and what follows is nothing."""
+
+    async def main():
+        protocol, _, transport = await accepted(WebSocketsSansIOProtocol)
+        limit_frames(protocol)
+        protocol.data_received(masked(0x02))
+        for _ in range(20):
+            protocol.data_received(masked(0x00) * 1000)
+        assert len(protocol.frames) <= 16 * 1024
+        assert transport.closing
+        assert b"".join(transport.written).startswith(b"\x88")
+        assert int.from_bytes(b"".join(transport.written)[2:4], "big") == 1009
         await finish(protocol)
 
     asyncio.run(main())

@@ -79,8 +79,10 @@ ACTIONS: dict[str, tuple[int, tuple[st.SearchStrategy[Any], ...]]] = {
     ),
     "server_starts_anew": (2, ()),
 }
-action = st.sampled_from([name for name, (weight, _) in ACTIONS.items() for _ in range(weight)])
-action = action.flatmap(lambda name: st.tuples(st.just(name), *ACTIONS[name][1]))
+names = st.sampled_from([name for name, (weight, _) in ACTIONS.items() for _ in range(weight)])
+action: st.SearchStrategy[tuple[Any, ...]] = names.flatmap(
+    lambda name: st.tuples(st.just(name), *ACTIONS[name][1])
+)
 
 
 def _pick(guests: list[Guest], number: int) -> Guest:

@@ -7,6 +7,7 @@ says. The storm at the end of this file has everybody act at once, and looks at 
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -146,8 +147,10 @@ ACTIONS: dict[str, tuple[int, tuple[st.SearchStrategy[Any], ...]]] = {
     "view_publishes_to_others": (1, (channels, some_size)),
     "is_not_over": (1, ()),
 }
-action = st.sampled_from([name for name, (weight, _) in ACTIONS.items() for _ in range(weight)])
-action = action.flatmap(lambda name: st.tuples(st.just(name), *ACTIONS[name][1]))
+names = st.sampled_from([name for name, (weight, _) in ACTIONS.items() for _ in range(weight)])
+action: st.SearchStrategy[tuple[Any, ...]] = names.flatmap(
+    lambda name: st.tuples(st.just(name), *ACTIONS[name][1])
+)
 
 
 class LinkMachine(RuleBasedStateMachine):
@@ -499,8 +502,8 @@ class LinkMachine(RuleBasedStateMachine):
         try:
             client, said = self.client, len(self.client.heard)
             if not self.is_open:  # what came before the end may still be taken, or not
-                left = self.inbox.waiting if self.keeps_inbox else []
-                assert [client.ask("receive") for _ in left] == left
+                untaken = self.inbox.waiting if self.keeps_inbox else []
+                assert [client.ask("receive") for _ in untaken] == untaken
                 self.raises(client.tell("receive"))
             if self.is_open and self.receiving is None and self.sending is None:
                 client.stop()  # its goodbye comes behind what it has sent
@@ -545,3 +548,23 @@ def test_a_view_that_has_waited_and_is_busy_may_finish(kind: str, wait: str) -> 
         client.hear_until_goodbye()
         assert client.heard[-2]["text"] == "the last word"
         assert client.heard[-1]["code"] == GOODBYE[0]
+
+
+def test_what_was_sent_before_a_dismissal_goes_out() -> None:
+    """The loop comes to the send after it has made the end: it was accepted, and is sent."""
+    with world("sync") as here:
+        client = here.connect(socket_messages=10)
+        looking, go_on = threading.Event(), threading.Event()
+
+        def hold_and_dismiss() -> None:
+            looking.set()
+            assert go_on.wait(PATIENCE)
+            client.ws.link.dismiss(*GOODBYE, (503, [], b""))
+
+        held = here.portal.start_task_soon(hold_and_dismiss)
+        assert looking.wait(PATIENCE)
+        client.ask("send", "the last word")
+        go_on.set()
+        held.result(PATIENCE)
+        client.hear_until_goodbye()
+        assert [message.get("text") for message in client.heard[1:]] == ["the last word", None]
