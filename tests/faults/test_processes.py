@@ -307,12 +307,12 @@ def test_a_signal_handler_that_interrupts_the_count() -> None:
 
         def on_signal(number, frame):
             registry.count("refused_publishes")
-            registry.users.links("somebody")
+            registry.users.evict("somebody")
 
         signal.signal(signal.SIGUSR1, on_signal)
         registry = Registry(clock)
         registry.refuse("refused_full", "No room for %s", "anybody")
-        registry.users.links(Name("somebody"))
+        registry.users.evict(Name("somebody"))
         assert registry.refused("refused_publishes") >= 2
         print("done")
         """
