@@ -265,7 +265,7 @@ def test_workers_that_do_not_end(serve, stack):
 def test_a_second_signal_ends_the_workers(serve, stack):
     """All of them, at once."""
     server = serve(APP, *TWO, settings={"DRAIN_TIMEOUT": 30, "CLOSE_TIMEOUT": 30})
-    peer = stack.enter_context(Peer(server.port, "/sleep"))
+    peer = stack.enter_context(Peer(server.port, "/hold"))
     assert peer.frame()[0] == TEXT
     server.signal(signal.SIGTERM)
     assert peer.goodbye() == 1012
