@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from .known_servers import KNOWN, SERVER_OF, SERVERS, TIERS, Known, Server
+from .known_servers import FAULTS, KNOWN, SERVER_OF, SERVERS, TIERS, Fault, Known, Server
 
 PATH = Path(__file__).parents[2] / "docs" / "reference" / "servers.rst"
 
@@ -68,9 +68,24 @@ SIGTERM
 """
 
 
+FAULTS_TOP = """\
+Faults
+------
+
+What clients, views and operators do, and what has to come of it. All of it passes under
+``flask websockets serve``, with either library. Elsewhere: *pass*, or the number of what happens
+instead, in the table below it. Every line is tested, and so is, where a number stands, that the
+server and its other clients survive, unless the number says that they do not.
+
+Everything is as the server has it by default, but for how long it waits for heads of requests and
+after SIGTERM, where it has options for that.
+"""
+
+
 def page() -> str:
     """The page."""
-    parts = [TOP, tiers(), commands(), CAN_DO, can_do(), RUNS, runs(), notes(), skips()]
+    parts = [TOP, tiers(), commands(), CAN_DO, can_do(), RUNS, runs(), notes()]
+    parts += [FAULTS_TOP, faults(), INSTEAD, instead(), skips()]
     return "\n".join(part.strip("\n") + "\n" for part in parts)
 
 
@@ -147,11 +162,84 @@ def notes() -> str:
     return text
 
 
+INSTEAD = """\
+What happens instead, and what helps:
+"""
+
+
+def faults() -> str:
+    return table(
+        (28, *[8] * len(SERVERS)),
+        ["Fault", *(server.title for server in SERVERS)],
+        [
+            ["*Options that are set*", *(options(server) for server in SERVERS)],
+            ["*Its limit of a message*", *(f"{server.message_mib} MiB" for server in SERVERS)],
+            *(
+                [f"{fault.what}: {fault.passes}", *(outcome(fault, each) for each in SERVERS)]
+                for fault in FAULTS
+            ),
+        ],
+    )
+
+
+def options(server: Server) -> str:
+    """The names of a server's options that bound what a fault may cost."""
+    names = [f"``{option}``" for option in server.fault_options if option.startswith("--")]
+    return ", ".join(names) or "none"
+
+
+def outcome(fault: Fault, server: Server) -> str:
+    """What the table says of a fault on a server."""
+    numbers = numbered()
+    found = {
+        numbers[each.reason, each.helps]
+        for each in KNOWN
+        if server in servers_of(each.drivers) and set(tests_of(each)) & set(fault.tests)
+    }
+    return ", ".join(f"**{number}**" for number in sorted(found)) or "pass"
+
+
+def numbered() -> dict[tuple[str, str], int]:
+    """What happens instead and what helps, once each, in the order of the table."""
+    pairs = [
+        (each.reason, each.helps)
+        for fault in FAULTS
+        for server in SERVERS
+        for each in KNOWN
+        if server in servers_of(each.drivers) and set(tests_of(each)) & set(fault.tests)
+    ]
+    return {pair: number for number, pair in enumerate(dict.fromkeys(pairs), start=1)}
+
+
+def instead() -> str:
+    def servers(pair: tuple[str, str]) -> list[str]:
+        knowns = [each for each in KNOWN if (each.reason, each.helps) == pair]
+        return [
+            f"{server.title} {each.version}"
+            for server in SERVERS
+            for each in knowns
+            if server in servers_of(each.drivers)
+        ]
+
+    return table(
+        (6, 24, 40, 30),
+        ["", "Server", "What happens", "What helps"],
+        (
+            [f"**{number}**", ", ".join(dict.fromkeys(servers(pair))), *map(sentence, pair)]
+            for pair, number in numbered().items()
+        ),
+    )
+
+
+def sentence(words: str) -> str:
+    return f"{words[0].upper()}{words[1:]}."
+
+
 def skips() -> str:
     return (
         heading("What cannot pass")
-        + "Cases of the suite that are expected to fail, each for a reason of the server's. One "
-        + "that starts to\npass fails the suite.\n\n"
+        + "Cases of the suite that are expected to fail beside the faults, each for a reason of "
+        + "the server's. One\nthat starts to pass fails the suite.\n\n"
         + table(
             (18, 14, 34, 34),
             ["Server", "Version", "Cases", "Reason"],
@@ -163,6 +251,7 @@ def skips() -> str:
                     each.reason,
                 ]
                 for each in KNOWN
+                if not each.helps
             ),
         )
     )
