@@ -728,16 +728,18 @@ class WebSockets:
             _check_size(size, config.max_publish_bytes)
             names = _names(channels, config.max_channel_name_bytes)
         except ValueError:
-            if self._runtime is not None:
-                self._runtime.registry.count("refused_publishes")
+            runtime = self._runtime  # the loop may take it away at any moment
+            if runtime is not None:
+                runtime.registry.count("refused_publishes")
             raise
         message = {"type": "websocket.send", key: data}
         return Publication(message, size, names, _links(exclude))
 
     def _config(self) -> Config:
         """Any thread. The settings that hold for what belongs to no connection."""
-        if self._runtime is not None:
-            return self._runtime.config
+        runtime = self._runtime  # the loop may take it away at any moment
+        if runtime is not None:
+            return runtime.config
         if self._apps:
             config: Config = self._apps[0].extensions["websockets"].config
             return config

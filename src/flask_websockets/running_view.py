@@ -119,7 +119,10 @@ class RunningView:
         return str(self._link.entry)
 
     def where(self, frames: Mapping[int, FrameType]) -> tuple[str, Stack]:
-        """What runs, and where it is. :param frames: of ``thread_frames``."""
+        """What runs, and where it is.
+
+        :param frames: of ``thread_frames``.
+        """
         if self._threads:
             return "thread", stack_of_thread(self._ident, frames)
         return "task, which was cancelled,", () if self._task is None else self._task.stack

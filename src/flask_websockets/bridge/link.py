@@ -875,7 +875,7 @@ class Link:
 
     def time_out_handshake(self, refusal: PlainResponse) -> bool:
         """Loop. Answer for a view that does not; False if it has answered meanwhile."""
-        # Only threads leave this state behind, and they may do so right now.
+        # Not _end: a view that accepts in this very moment keeps its connection.
         with self._lock:
             if self._state is not State.CONNECTING:
                 return False

@@ -174,13 +174,8 @@ class Registry:
             self._logged_at[kind] = now
             quiet = self._quiet.pop(kind, 0)
         if quiet:
-            message, arguments = (
-                f"{message} (and %d more since the last such line)",
-                (
-                    *arguments,
-                    quiet,
-                ),
-            )
+            message = f"{message} (and %d more since the last such line)"
+            arguments = (*arguments, quiet)
         logger.warning(message, *arguments)
 
     def refused(self, kind: str) -> int:
