@@ -216,6 +216,45 @@ def test_i10_a_full_inbox(run, app, caplog, policy, code):
     assert ("did not take what it received" in caplog.text) == (code is not None)
 
 
+@pytest.mark.parametrize(
+    ("limit", "before", "last"),
+    [
+        ({"WEBSOCKETS_INBOX_MESSAGES": 2, "WEBSOCKETS_INBOX_FULL": "close"}, 2, "x"),
+        ({"WEBSOCKETS_MAX_MESSAGES_PER_SECOND": 1}, 1, "x"),
+        ({"WEBSOCKETS_MAX_MESSAGE_BYTES": 5}, 0, "x" * 6),
+    ],
+)
+def test_who_has_closed_already_is_not_closed_for_a_limit(run, app, caplog, limit, before, last):
+    """A view's goodbye comes first: then no limit has closed, is counted, or is logged."""
+    served = Served(app, **limit)
+    closed = threading.Event()
+
+    @served.websockets.route("/ws")
+    def view(ws):
+        served.ws = ws
+        ws.accept()
+        served.wait()
+        ws.close(4000, "enough")
+        closed.set()
+
+    async def main():
+        async with connection(served, "/ws") as peer:
+            assert await peer.get_status() == 101
+            for _ in range(before):
+                peer.send("x")
+            await wait_until(lambda: served.ws.link.depths[0] == before)
+            peer.send(last)
+            served.go.set()
+            assert closed.wait(TIMEOUT)  # the loop stands still: it learns of the close behind it
+            message = await peer.get()
+            assert (message["type"], message["code"]) == ("websocket.close", 4000)
+
+    run(main)
+    stats = served.websockets.stats()
+    assert (stats.inbox_closed, stats.rate_closed, stats.oversized) == (0, 0, 0)
+    assert "closed with" not in caplog.text
+
+
 def test_i10_a_view_that_makes_progress_keeps_its_client(run, app):
     """Each message that the view takes makes room: steady work is no reason for a 1013."""
     served = Served(app, WEBSOCKETS_INBOX_MESSAGES=6, WEBSOCKETS_INBOX_TIMEOUT=1)

@@ -194,9 +194,9 @@ class Connection:
         """
         link, config = self.link, self.link.config
         if size > config.max_message_bytes:
-            self._refuse_size(size)
             reason = f"a message may have {config.max_message_bytes} bytes"
-            link.expel(TOO_LARGE, reason, plain_response(413, reason))
+            if link.expel(TOO_LARGE, reason, plain_response(413, reason)):
+                self._refuse_size(size)
             return False
         messages, size_limit = config.max_messages_per_second, config.max_bytes_per_second
         self._pause_ends, now = None, anyio.current_time()
@@ -215,14 +215,14 @@ class Connection:
                 seconds = self._rate.wait(size, now)
                 if not seconds:
                     return True
-        link.entry.registry.refuse(
-            "rate_closed",
-            "The peer of %s sent more than it may (WEBSOCKETS_MAX_MESSAGES_PER_SECOND: %s, "
-            "WEBSOCKETS_MAX_BYTES_PER_SECOND: %s); it was closed with 1008",
-            *(link.entry, messages, size_limit),
-        )
         reason = "too much was sent in too short a time"
-        link.expel(1008, reason, plain_response(429, reason))
+        if link.expel(1008, reason, plain_response(429, reason)):
+            link.entry.registry.refuse(
+                "rate_closed",
+                "The peer of %s sent more than it may (WEBSOCKETS_MAX_MESSAGES_PER_SECOND: %s, "
+                "WEBSOCKETS_MAX_BYTES_PER_SECOND: %s); it was closed with 1008",
+                *(link.entry, messages, size_limit),
+            )
         return False
 
     async def _make_room(self, data: str | bytes) -> bool:
@@ -239,6 +239,8 @@ class Connection:
                 pause.deadline = self._pause_ends or anyio.current_time() + config.inbox_timeout
                 await link.deliver_when_room(data)
                 return True
+        if not link.expel(*BUSY, unavailable("The server is too busy.")):
+            return False  # its view has closed meanwhile
         self._counters.inbox_closed += 1
         link.entry.registry.warn(
             "inbox_closed",
@@ -246,7 +248,6 @@ class Connection:
             "(WEBSOCKETS_INBOX_MESSAGES, _BYTES, _TIMEOUT) and it is closed with 1013",
             *(link.entry, config.inbox_timeout if config.inbox_full == "pause" else 0),
         )
-        link.expel(*BUSY, unavailable("The server is too busy."))
         return False
 
     async def _write(self) -> None:
