@@ -61,7 +61,8 @@ THE_LAW = {
         BOTH,
         {
             *("bridge.door", "bridge.handshake", "bridge.link", "bridge.pipe"),
-            *("bridge.registry", "bridge.stacks", "bridge.tasks", "bridge.threads"),
+            *("bridge.tuning", "bridge.registry", "bridge.stacks", "bridge.tasks"),
+            "bridge.threads",
         },
     ),
     "bridge.door": Law(
@@ -85,6 +86,7 @@ THE_LAW = {
         "are read side by side, and neither can be understood alone.",
     ),
     "bridge.pipe": Law(BOTH, {"bridge.door", "errors"}, {"anyio", "queue"}),
+    "bridge.tuning": Law(BOTH),
     "bridge.registry": Law(BOTH, {"protocol"}, {"threading"}),
     "bridge.stacks": Law(BOTH),
     "bridge.tasks": Law(
@@ -92,7 +94,7 @@ THE_LAW = {
         {"bridge.door", "bridge.stacks"},
         {"anyio", "asyncio", "contextvars", "threading", "trio"},
     ),
-    "bridge.threads": Law(BOTH, set(), {"asyncio", "queue", "threading"}),
+    "bridge.threads": Law(BOTH, {"bridge.tuning"}, {"asyncio", "queue", "threading"}),
     # Both sides: one call of the WSGI application, between its thread and the pipe.
     "wsgi": Law(
         BOTH,
@@ -128,7 +130,7 @@ THE_LAW = {
     "running_view": Law(LOOP, {"bridge", "counters"}, {"anyio"}),
     "http": Law(
         LOOP,
-        {"bridge", "counters", "environ", "protocol", "servers.uvicorn", "wsgi"},
+        {"bridge", "config", "counters", "environ", "protocol", "servers.uvicorn", "wsgi"},
         {"anyio", "anyio.lowlevel", "asgiref.wsgi"},
     ),
     "servers.uvicorn": Law(LOOP, {"bridge"}, {"asyncio", "contextvars", "h11"}),

@@ -38,8 +38,11 @@ DEFAULTS = {
     "WEBSOCKETS_MAX_PUBLISH_BYTES": 1_048_576,
     "WEBSOCKETS_MAX_PENDING_PUBLISHES": 10_000,
     "WEBSOCKETS_ALLOWED_ORIGINS": (),
+    "WEBSOCKETS_FAST_PATHS": True,
+    "WEBSOCKETS_TUNE_PROCESS": True,
     "WEBSOCKETS_BACKEND_URL": "memory://",
 }
+SWITCHES = [key for key, value in DEFAULTS.items() if type(value) is bool]
 NUMBERS = [key for key, value in DEFAULTS.items() if type(value) is int]
 SECONDS = [key for key, value in DEFAULTS.items() if type(value) is float]
 RATES = [key for key in DEFAULTS if key.endswith("_PER_SECOND")]
@@ -113,6 +116,15 @@ class TestValues:
         with pytest.raises(ConfigurationError) as caught:
             value_of(key, value)
         assert str(caught.value) == f"{key} must be a number of seconds above 0; got {value!r}."
+
+    @pytest.mark.parametrize("key", SWITCHES)
+    def test_switches(self, key):
+        """A switch is True or False; anything else is an error that names it and the value."""
+        assert value_of(key, False) is False
+        for value in (1, 0, "1", None, [True]):
+            with pytest.raises(ConfigurationError) as caught:
+                value_of(key, value)
+            assert str(caught.value) == f"{key} must be True or False; got {value!r}."
 
     @pytest.mark.parametrize("key", MAY_BE_NONE)
     def test_no_limit(self, key):
@@ -188,7 +200,7 @@ class TestValues:
             "WEBSOCKETS_ALLOWED_ORIGINS",
             "WEBSOCKETS_BACKEND_URL",
         }
-        assert {*NUMBERS, *SECONDS, *MAY_BE_NONE, *rest} == set(DEFAULTS)
+        assert {*NUMBERS, *SECONDS, *SWITCHES, *MAY_BE_NONE, *rest} == set(DEFAULTS)
 
 
 class TestOrigins:

@@ -105,7 +105,7 @@ from .asgi_driver import TIMEOUT, Peer, connection, wait_until
 HERE = Path(__file__).parent
 
 #: Settings that limit nothing.
-NO_LIMITS = {"allowed_origins", "backend_url"}
+NO_LIMITS = {"allowed_origins", "backend_url", "fast_paths", "tune_process"}
 
 #: What no line of the log may have.
 SECRET = "5ecret"
@@ -1299,8 +1299,9 @@ def test_the_how_to_has_all_limits():
         settings |= set(re.findall(r"WEBSOCKETS_(\w+)", limit))
         counters |= set(re.findall(r"`(\w+)`", counted))
     in_table = {name.lower() for name in settings}
-    policies = {"inbox_timeout", "inbox_full", "rate_exceeded", "drain_timeout"}
-    assert in_table == {field.name for field in fields(Config)} - policies - {"backend_url"}
+    others = {"inbox_timeout", "inbox_full", "rate_exceeded", "drain_timeout"}  # their policies
+    others |= NO_LIMITS - {"allowed_origins"}
+    assert in_table == {field.name for field in fields(Config)} - others
     here = {"connections", "view_threads", "view_tasks", "http_threads", "channels"}
     here |= {"subscriptions", "pending", "inbox_messages", "inbox_bytes", "outbox_messages"}
     totals = {field.name for field in fields(Stats)} - here - {"outbox_bytes", "connections_total"}

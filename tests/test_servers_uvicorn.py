@@ -174,7 +174,7 @@ def test_send_takes_one_step_while_the_transport_is_writable(kind):
 
     async def main():
         protocol, send, transport = await accepted(kind)
-        inline = InlineSend(send, protocol)
+        inline = InlineSend(send, protocol.writable.is_set)
         assert inline({"type": "websocket.send", "text": "hello"}) is None
         assert b"".join(transport.written) == b"\x81\x05hello"
         await finish(protocol)
@@ -188,7 +188,7 @@ def test_a_paused_transport_gets_nothing(kind):
 
     async def main():
         protocol, send, transport = await accepted(kind)
-        inline = InlineSend(send, protocol)
+        inline = InlineSend(send, protocol.writable.is_set)
         protocol.pause_writing()
         message = {"type": "websocket.send", "text": "hello"}
         assert inline(message) is message
@@ -242,7 +242,7 @@ def test_a_send_that_waits_after_all_goes_on_in_the_writer():
         writable = asyncio.Event()
         writable.set()
         variable.set("the writer's")
-        inline = InlineSend(send, SimpleNamespace(writable=writable))
+        inline = InlineSend(send, writable.is_set)
         variable.set("another's")
         rest = inline("message")
         assert seen == [("message", "the writer's")]

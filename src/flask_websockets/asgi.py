@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import anyio
 
-from .bridge import Entry, HttpPool, Link
+from .bridge import Entry, HttpPool, Link, tune_process
 from .config import Config
 from .connection import Connection, Receive, Send, Upgrade, WSGIApp
 from .environ import Scope, WSGIEnviron, build_environ
@@ -84,6 +84,8 @@ class Application:
                 except UsageError as error:
                     await send({"type": "lifespan.startup.failed", "message": str(error)})
                     return
+                if self._config.tune_process:
+                    tune_process()
                 await send({"type": "lifespan.startup.complete"})
             elif message["type"] == "lifespan.shutdown":
                 await self._stop()
@@ -183,9 +185,7 @@ class Application:
             config = self._config
             pool = HttpPool(config.http_threads)
             runtime.http_pools.append(pool)
-            adapter = HttpAdapter(
-                self._wsgi_app, pool, runtime.door, runtime.counters, config.send_timeout
-            )
+            adapter = HttpAdapter(self._wsgi_app, pool, runtime.door, runtime.counters, config)
             self._http = (runtime, adapter)
         return self._http[1]
 
@@ -196,10 +196,17 @@ class Application:
         return self._handshakes[1]
 
     async def _turn_away(self, scope: Scope, send: Send, response: PlainResponse) -> None:
-        with anyio.move_on_after(self._config.send_timeout):
+        protocol = uvicorn.protocol_of(send)
+
+        async def answer() -> None:
             for message in refusal_messages(scope.get("extensions"), *response):
                 await send(message)
-            uvicorn.note_refusal(uvicorn.protocol_of(send))
+            uvicorn.note_refusal(protocol)
+
+        if uvicorn.takes_at_once(protocol):
+            return await answer()  # a deadline would cost half as much again
+        with anyio.move_on_after(self._config.send_timeout):
+            await answer()
 
 
 def _peer(scope: Scope) -> str:

@@ -85,6 +85,12 @@ class Config:
     max_pending_publishes: int = 10_000
     #: Origins allowed beside the application's own.
     allowed_origins: tuple[str, ...] = ()
+    #: Whether messages take ways of their own where the server's classes are known to allow it.
+    #: Off, everything goes the one way that every server has, which is slower.
+    fast_paths: bool = True
+    #: Whether kernel and interpreter are asked for what makes threads cheaper, which changes
+    #: nothing else: see :doc:`/explanation/performance`.
+    tune_process: bool = True
     #: Where channels live. Only the process's own memory so far.
     backend_url: str = MEMORY_URL
 
@@ -166,6 +172,10 @@ def _validated(key: str, kind: Any, value: Any) -> Any:
                 f"{key} must be a number above 0, or None for no limit; got {value!r}."
             )
         return float(value)
+    if kind == "bool":
+        if not isinstance(value, bool):
+            raise ConfigurationError(f"{key} must be True or False; got {value!r}.")
+        return value
     if kind == "int":
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ConfigurationError(f"{key} must be a whole number of at least 1; got {value!r}.")

@@ -307,8 +307,9 @@ class Connection:
     def _accepted(self) -> None:
         """Writer. The peer has its 101: from here on messages may take the short way."""
         self._counters.connections += 1
-        if self._protocol is not None and not self.link.deaf:
-            self.link.inline = uvicorn.InlineSend(self._send, self._protocol)
+        if self._protocol is None or self.link.deaf or not self.link.config.fast_paths:
+            return
+        self.link.inline = uvicorn.InlineSend(self._send, self._protocol.writable.is_set)
 
 
 async def _next(outbox: MemoryObjectReceiveStream[Item]) -> Item:

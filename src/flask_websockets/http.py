@@ -15,7 +15,8 @@ import anyio
 import anyio.lowlevel
 from asgiref.wsgi import WsgiToAsgi
 
-from .bridge import ASGIMessage, Door, HttpPool, Pipe
+from .bridge import ASGIMessage, Door, HttpPool, Pipe, Rest
+from .config import Config
 from .counters import Counters
 from .environ import Scope, WSGIEnviron, build_environ
 from .protocol import plain_response, unavailable
@@ -33,7 +34,6 @@ class HttpAdapter(WsgiToAsgi):
     """asgiref's adapter with threads of its own: an ASGI application for ``http`` scopes.
 
     :param door: of the one loop that it serves.
-    :param send_timeout: seconds in which a client must take a piece of the response.
     """
 
     def __init__(
@@ -42,13 +42,13 @@ class HttpAdapter(WsgiToAsgi):
         pool: HttpPool,
         door: Door,
         counters: Counters,
-        send_timeout: float,
+        config: Config,
     ) -> None:
         super().__init__(wsgi_app)  # type: ignore[no-untyped-call]
         self._pool = pool
         self._door = door
         self._counters = counters
-        self._send_timeout = send_timeout
+        self._config = config
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -77,7 +77,7 @@ class HttpAdapter(WsgiToAsgi):
             if not self._pool.submit(partial(context.run, call.run_wsgi_app, environ)):
                 counters.http_refused += 1
                 call.answer(unavailable("The server is too busy."))
-        response = _Exchange(call, pipe, receive, send, self._send_timeout)
+        response = _Exchange(call, pipe, receive, send, self._config)
         try:
             try:
                 await response.run(body)
@@ -103,18 +103,21 @@ class _Exchange:
     """One request and its response, while the application works on them."""
 
     def __init__(
-        self, call: Call, pipe: Pipe, receive: Receive, send: Send, send_timeout: float
+        self, call: Call, pipe: Pipe, receive: Receive, send: Send, config: Config
     ) -> None:
         self._call = call
         self._pipe = pipe
         self._receive = receive
         self._server_send = send
         self._uvicorn = uvicorn.exchange_of(send, "send")
-        self._send_timeout = send_timeout
+        self._send_timeout = config.send_timeout
+        self._fast = config.fast_paths and self._uvicorn is not None
         self._started = False
         self._error: Exception | None = None
         self._body_missing = False
         self._finishing = False  # the last chunk is being sent
+        # What is left of a response that was given to the server where it arrived.
+        self._unsent: list[ASGIMessage | Rest] | None = None
 
     async def run(self, body: ASGIMessage) -> None:
         """Pass the response on until it is complete, or the client has left.
@@ -125,9 +128,18 @@ class _Exchange:
         """
         chunk, last = b"", False
         if not body.get("more_body"):
+            if self._fast:
+                self._pipe.on_whole = self._answer
             chunk, last = await self._pipe.get()
+            if self._error is not None:
+                raise self._error
+            if self._unsent is not None:
+                for message in self._unsent:
+                    await self._send(message)
+                return
             if last:  # a small response takes no task but the server's
                 return await self._pass_on(chunk, last)
+            self._pipe.on_whole = None
         self._body_missing = body.get("more_body", False)
         self._read_over = anyio.Event()
         async with anyio.create_task_group() as both:
@@ -139,6 +151,27 @@ class _Exchange:
             both.cancel_scope.cancel()
         if self._error is not None:
             raise self._error
+
+    def _answer(self, chunk: bytes) -> None:
+        """Give a whole response to the server where it arrives.
+
+        The task would be woken for it, and send one turn of the loop later: while the loop is
+        busy, a turn is long.
+        """
+        if len(chunk) > Pipe.PIECE_BYTES:
+            return
+        is_writable = partial(uvicorn.is_writable, self._uvicorn)
+        inline = uvicorn.InlineSend(self._server_send, is_writable)
+        body: ASGIMessage = {"type": "http.response.body", "body": chunk}
+        unsent: list[ASGIMessage | Rest] = []
+        self._unsent = unsent
+        try:
+            for message in (self._call.response_start, body):
+                rest = message if unsent else inline(message)
+                if rest is not None:
+                    unsent.append(rest)
+        except Exception as error:
+            self._error = error
 
     async def _until_over(self, body: ASGIMessage, both: anyio.CancelScope) -> None:
         try:
@@ -201,13 +234,14 @@ class _Exchange:
             self._pipe.read_ahead()
             self._pipe.taken(len(chunk))
 
-    async def _send(self, message: ASGIMessage) -> None:
+    async def _send(self, message: ASGIMessage | Rest) -> None:
+        sending = self._server_send(message) if isinstance(message, dict) else message
         try:
             if uvicorn.is_writable(self._uvicorn):
-                await self._server_send(message)  # which does not wait
+                await sending  # which does not wait
                 return
             with anyio.move_on_after(self._send_timeout) as deadline:
-                await self._server_send(message)
+                await sending
         except OSError:
             raise _Left from None  # ASGI: what send raises when the client has left
         if deadline.cancelled_caught:

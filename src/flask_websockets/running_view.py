@@ -148,7 +148,8 @@ class RunningView:
                 link.report(self._thread_over, error)
 
         link = self._link
-        self._ident = start_view_thread(run_and_report, f"flask-websockets-view {link.entry.path}")
+        name, yields = f"flask-websockets-view {link.entry.path}", link.config.tune_process
+        self._ident = start_view_thread(run_and_report, name, yields=yields)
         self._threads += 1
         self._counters.view_threads += 1
 

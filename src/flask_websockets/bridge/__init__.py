@@ -11,17 +11,19 @@ The law of this folder:
 lies between one HTTP request's thread and the loop, ``threads.py`` the threads themselves.
 An async view has a task of ``tasks.py``, and ``handshake.py`` for what Flask does in a thread.
 ``stacks.py`` says for the log where a view is that does not end.
+``tuning.py`` asks kernel and interpreter for what makes threads cheaper.
 ``registry.py`` knows who is connected, where a limit holds for one address or one user.
 """
 
 from .door import Door
 from .handshake import Handshake
-from .link import ASGIMessage, AsyncView, Finish, Item, Link, Outbound, Ticket
+from .link import ASGIMessage, AsyncView, Finish, Item, Link, Outbound, Rest, Ticket
 from .pipe import Pipe
 from .registry import Entry, Registry, User, address_key, user_key
 from .stacks import Stack, format_stack, stack_of_thread, thread_frames
 from .tasks import ViewTask, run_on_the_loop
 from .threads import HttpPool, LoopThread, Rounds, start_view_thread
+from .tuning import tune_process
 
 __all__ = [
     "ASGIMessage",
@@ -37,6 +39,7 @@ __all__ = [
     "Outbound",
     "Pipe",
     "Registry",
+    "Rest",
     "Rounds",
     "Stack",
     "Ticket",
@@ -48,5 +51,6 @@ __all__ = [
     "stack_of_thread",
     "start_view_thread",
     "thread_frames",
+    "tune_process",
     "user_key",
 ]

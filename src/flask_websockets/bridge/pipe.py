@@ -10,7 +10,7 @@ from typing import TypeVar
 import anyio
 
 from ..errors import NotRunning
-from .door import Door
+from .door import Door, Event
 
 T = TypeVar("T")
 
@@ -51,7 +51,9 @@ class Pipe:
         self._chunks: list[bytes] = []  # loop only
         self._last = False  # loop only: the last chunk is among them
         self._error: Exception | None = None  # loop only
-        self._arrived: anyio.Event | None = None  # loop only: made by who waits for it
+        self._arrived: Event | None = None  # loop only: made by who waits for it
+        #: Loop only. Called with a response that comes in one chunk, before ``get`` returns it.
+        self.on_whole: Callable[[bytes], None] | None = None
         self._got = 0  # loop only: chunks that get() has returned and nobody has taken
         # Bytes and chunks; the loop puts.
         self._taken: SimpleQueue[tuple[int, int] | None] = SimpleQueue()
@@ -185,7 +187,7 @@ class Pipe:
             if self._error is not None:
                 error, self._error = self._error, None
                 raise error
-            self._arrived = anyio.Event()
+            self._arrived = self._door.event()
             await self._arrived.wait()
         count, size = 0, 0
         while count < len(self._chunks) and size < self.PIECE_BYTES:
@@ -204,7 +206,7 @@ class Pipe:
 
     def close(self) -> None:
         """Loop. Nobody is here any more; the thread learns of it where it reads or puts."""
-        self.closed = True
+        self.closed, self.on_whole = True, None
         self._pieces.put(None)
         self._taken.put(None)
         if self._error is not None:
@@ -218,6 +220,8 @@ class Pipe:
 
     def _arrive(self, put: tuple[bytes, bool]) -> None:
         chunk, self._last = put
+        if self._last and self.on_whole is not None and not self._got and not self._chunks:
+            self.on_whole(chunk)
         self._chunks.append(chunk)
         if self._arrived is not None:
             self._arrived.set()

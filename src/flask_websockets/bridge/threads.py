@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 from collections.abc import Callable, Coroutine
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
+
+from .tuning import yield_to_the_loop
 
 T = TypeVar("T")
 
@@ -19,9 +20,10 @@ IDLE_SECONDS = 10.0
 QUEUED_PER_THREAD = 25
 
 
-def start_view_thread(run: Callable[[], None], name: str) -> int:
+def start_view_thread(run: Callable[[], None], name: str, *, yields: bool = True) -> int:
     """Loop. Run *run* on a new daemon thread: a stuck view never keeps the process alive (I9).
 
+    :param yields: whether it lets the loop go first.
     :returns: the thread's ident.
     :raises RuntimeError: if the system has no thread left.
     """
@@ -30,24 +32,11 @@ def start_view_thread(run: Callable[[], None], name: str) -> int:
         yield_to_the_loop()
         run()
 
-    thread = threading.Thread(target=prefer_the_loop_and_run, name=name, daemon=True)
+    target = prefer_the_loop_and_run if yields else run
+    thread = threading.Thread(target=target, name=name, daemon=True)
     thread.start()
     assert thread.ident is not None  # it has started
     return thread.ident
-
-
-def yield_to_the_loop() -> None:
-    """Thread. Have the kernel not preempt the loop when it wakes this thread.
-
-    A thread that is woken while the loop holds the interpreter takes the core, fails to get
-    the interpreter and sleeps again: two wasted switches a message. Under SCHED_BATCH, which
-    needs no privilege, it waits for its turn (docs/explanation/performance).
-    """
-    if hasattr(os, "SCHED_BATCH"):
-        try:
-            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-        except OSError:
-            pass  # a sandbox that forbids it: slower, nothing else
 
 
 class HttpPool:

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import h11
 
-from ..bridge import ASGIMessage, Outbound
+from ..bridge import ASGIMessage, Rest
 
 _KNOWN = {
     ("uvicorn.protocols.websockets.wsproto_impl", "WSProtocol"),
@@ -111,6 +111,11 @@ def has_closed(protocol: Any | None) -> bool:
     return protocol is not None and bool(protocol.close_sent)
 
 
+def takes_at_once(protocol: Any | None) -> bool:
+    """Whether a connection's ``send`` returns at once. False where nobody knows."""
+    return protocol is not None and bool(protocol.writable.is_set())
+
+
 def note_refusal(protocol: Any | None) -> None:
     """Have uvicorn know that a handshake was answered with a response.
 
@@ -121,21 +126,25 @@ def note_refusal(protocol: Any | None) -> None:
 
 
 class InlineSend:
-    """Steps uvicorn's ``send`` without a task, while the writer is idle (I4).
+    """Steps uvicorn's ``send`` without a task, while whoever else sends is idle (I4).
 
-    uvicorn's ``send`` waits for nothing but ``writable``, and looks at it first: when it is
-    set, one step takes the message to the transport.
+    uvicorn's ``send`` waits for nothing but room in its transport, and looks at that first: when
+    there is some, one step takes the message to the transport.
+
+    :param is_writable: says whether there is room.
     """
 
-    def __init__(self, send: Callable[[Any], Awaitable[None]], protocol: Any) -> None:
+    def __init__(
+        self, send: Callable[[Any], Awaitable[None]], is_writable: Callable[[], bool]
+    ) -> None:
         self._send = cast(Callable[[Any], Coroutine[Any, Any, None]], send)
-        self._writable: asyncio.Event = protocol.writable
+        self._is_writable = is_writable
         # The step runs where the writer task would have run it: with its context variables.
         self._context = contextvars.copy_context()
 
-    def __call__(self, message: ASGIMessage) -> Outbound | None:
-        """Send *message*; return what is left to the writer task, None if nothing is."""
-        if not self._writable.is_set():
+    def __call__(self, message: ASGIMessage) -> ASGIMessage | Rest | None:
+        """Send *message*; return what is left to a task, None if nothing is."""
+        if not self._is_writable():
             return message
         sending = self._send(message)
         try:

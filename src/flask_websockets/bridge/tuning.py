@@ -1,0 +1,63 @@
+"""Both sides. What this process asks of its kernel and its interpreter, so that threads cost less.
+
+Nothing here changes what is done, only how long it takes. Each is asked for where it is known,
+and where it is refused everything goes on without it; WEBSOCKETS_TUNE_PROCESS switches all of
+it off. Figures are in docs/explanation/performance.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import sys
+from functools import cache
+
+#: prctl(2), since Linux 6.16.
+PR_FUTEX_HASH, PR_FUTEX_HASH_SET_SLOTS = 78, 1
+#: Buckets for threads that wait for a lock: more than there may be connections, by default.
+FUTEX_SLOTS = 16_384
+
+
+@cache
+def tune_process() -> None:
+    """Any thread. Tune this process, once: a server is about to serve."""
+    enlarge_futex_hash()
+    spare_the_collector()
+
+
+def enlarge_futex_hash() -> bool:
+    """Any thread. Have the kernel find waiting threads at once; False where it will not.
+
+    Since Linux 6.16 a process has a hash table of its own for the locks that its threads wait
+    for, of 16 buckets on two cores. With 5,000 parked views each release of a lock walks through
+    hundreds of them. Older kernels have one large table for all, and answer EINVAL.
+    """
+    if sys.platform != "linux":
+        return False
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    return bool(prctl(PR_FUTEX_HASH, PR_FUTEX_HASH_SET_SLOTS, FUTEX_SLOTS, 0, 0) == 0)
+
+
+def spare_the_collector() -> None:
+    """Any thread. Have the collector not look again at what was loaded before the start.
+
+    Modules, classes, routes stay as long as the process. Looking at all of them takes tens of
+    milliseconds, every few thousand handshakes or requests, in which nothing else happens.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+def yield_to_the_loop() -> None:
+    """Thread. Have the kernel not preempt the loop when it wakes this thread.
+
+    A thread that is woken while the loop holds the interpreter takes the core, fails to get
+    the interpreter and sleeps again: two wasted switches a message. Under SCHED_BATCH, which
+    needs no privilege, it waits for its turn.
+    """
+    if hasattr(os, "SCHED_BATCH"):
+        try:
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        except OSError:
+            pass  # a sandbox that forbids it: slower, nothing else
