@@ -576,7 +576,7 @@ MUTATIONS = (
         globals()["HttpPool"] = lambda size: pool
         from . import running_view
 
-        running_view.start_view_thread = lambda run, name: pool.submit(run)
+        running_view.start_view_thread = lambda run, name, **how: pool.submit(run)
 """,
         test="test_asgi.py::test_i8_blocked_views_do_not_starve_http",
         reason="Views and HTTP share one limit of threads.",

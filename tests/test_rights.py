@@ -766,8 +766,8 @@ def test_an_accept_that_is_not_sent_yet(run, house, monkeypatch):
     """Who is let in and ended in one turn of the loop gets one answer of both: 401, or 4401."""
     done, start = threading.Event(), running_view.start_view_thread
 
-    def start_and_wait(*arguments):
-        ident = start(*arguments)
+    def start_and_wait(*arguments, **how):
+        ident = start(*arguments, **how)
         assert done.wait(TIMEOUT)  # blocks the loop: its writer is not there yet
         return ident
 
