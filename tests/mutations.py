@@ -736,13 +736,12 @@ MUTATIONS = (
         name="reader-waits-for-the-view",
         invariant="I10",
         module="connection.py",
-        old="""                message = await receive()
-                if message["type"] == "websocket.receive":
+        old="""                self._idle = True
+                message = await receive()
 """,
         new="""                while not link._waiting:
                     await anyio.sleep(0.001)
                 message = await receive()
-                if message["type"] == "websocket.receive":
 """,
         test="test_link.py::test_i10_a_view_that_sends_only_does_not_keep_the_bridge_from_reading",
         reason="Nothing is read while the view does not receive.",

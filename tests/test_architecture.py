@@ -133,7 +133,8 @@ THE_LAW = {
         {"bridge", "config", "counters", "environ", "protocol", "servers.uvicorn", "wsgi"},
         {"anyio", "anyio.lowlevel", "asgiref.wsgi"},
     ),
-    "servers.uvicorn": Law(LOOP, {"bridge"}, {"asyncio", "contextvars", "h11"}),
+    "servers.frames": Law(LOOP, {"bridge", "protocol"}),
+    "servers.uvicorn": Law(LOOP, {"bridge", "servers.frames"}, {"asyncio", "contextvars", "h11"}),
     # View side: blocking code in a thread of Flask's. Never touches the loop.
     "views": Law(
         VIEW,
@@ -416,7 +417,7 @@ class TestSides:
         """Nobody makes a module two-sided by changing its row alone."""
         assert set(on(LOOP)) == {
             *("asgi", "channels", "connection", "http", "running_view", "runtime"),
-            *("servers.draining", "servers.uvicorn"),
+            *("servers.draining", "servers.frames", "servers.uvicorn"),
         }
         assert set(on(VIEW)) == {"answers", "rights", "views", "websocket"}
         assert set(on(ANY)) == {"extension", "servers.listen", "signals", "subscription"}

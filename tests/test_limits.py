@@ -927,7 +927,7 @@ def test_handshakes_at_the_same_time(run, app, caplog):
     """One is worked on, one waits; the next two wait in vain: 503, counted, and one line."""
 
     async def main():
-        async with House(app, max_handshakes=1, handshake_timeout=0.5) as house:
+        async with House(app, max_handshakes=1, handshake_timeout=1.5) as house:
             peers = [await house.open("/undecided")]
             await wait_until(lambda: house.count("view_threads") == 1)
             # The first comes to its end while the second still waits, and the second gets its

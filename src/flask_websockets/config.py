@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, Literal, Self, get_args
 
 from .environ import parse_origin
@@ -93,6 +94,14 @@ class Config:
     tune_process: bool = True
     #: Where channels live. Only the process's own memory so far.
     backend_url: str = MEMORY_URL
+
+    def passes(self, size: int) -> bool:
+        """Whether a received message of *size* bytes passes, with nothing else to look at."""
+        return size <= self.max_message_bytes and not self._limits_rate
+
+    @cached_property
+    def _limits_rate(self) -> bool:
+        return self.max_messages_per_second is not None or self.max_bytes_per_second is not None
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> Self:

@@ -79,6 +79,7 @@ class Connection:
         self._send = send
         self._protocol = uvicorn.protocol_of(send)
         self._reading = anyio.CancelScope()
+        self._idle = False  # the reader has nothing in its hands
         self._rate: RateLimit | None = None  # the reader's, where there is a limit
         self._pause_ends: float | None = None  # the reader's, where a message waits for the rate
         #: The view behind it.
@@ -150,23 +151,23 @@ class Connection:
         finally:
             # Whatever ends this task, the server's cancellation included, ends the link (I5).
             link.lose(1006)
+            if self._protocol is not None:
+                uvicorn.take_from(self._protocol, None)
 
     async def _read(self) -> None:
         """Reader. Take what comes as soon as it comes (I10), until the peer is gone."""
         link, receive = self.link, self._receive
         with self._reading:
             while True:
+                self._idle = True
                 message = await receive()
+                self._idle = False
                 if message["type"] == "websocket.receive":
                     data = message.get("text")
                     if data is None:
                         data = message.get("bytes") or b""
-                    size, config = message_bytes(data), link.config  # its route may have its own
-                    if (
-                        size > config.max_message_bytes
-                        or config.max_messages_per_second is not None
-                        or config.max_bytes_per_second is not None
-                    ) and not await self._is_allowed(size):
+                    size = message_bytes(data)
+                    if not link.config.passes(size) and not await self._is_allowed(size):
                         return
                     if not link.deliver(data) and not await self._make_room(data):
                         return
@@ -176,6 +177,11 @@ class Connection:
                     # After it receive is never called again: hypercorn and daphne would hang.
                     link.lose(message.get("code") or 1005, message.get("reason") or "")
                     return
+
+    def _take(self, data: str | bytes) -> bool:
+        """Reader's side. Take a message as it comes; False if the reader has to see it."""
+        passes = self._idle and self.link.config.passes(message_bytes(data))
+        return passes and self.link.deliver(data)
 
     def _refuse_size(self, size: int | str) -> None:
         self.link.entry.registry.refuse(
@@ -309,7 +315,8 @@ class Connection:
         self._counters.connections += 1
         if self._protocol is None or self.link.deaf or not self.link.config.fast_paths:
             return
-        self.link.inline = uvicorn.InlineSend(self._send, self._protocol.writable.is_set)
+        self.link.inline = uvicorn.inline_of(self._protocol)
+        uvicorn.take_from(self._protocol, self._take)
 
 
 async def _next(outbox: MemoryObjectReceiveStream[Item]) -> Item:

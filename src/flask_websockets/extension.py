@@ -30,7 +30,7 @@ from .errors import (
     UsageError,
     WrongThread,
 )
-from .protocol import LOGIN_OVER, message_bytes, validate_close, validate_token
+from .protocol import LOGIN_OVER, SharedMessage, message_bytes, validate_close, validate_token
 from .rights import NO_IDENTITY, IdentifyType, RecheckType, Rights
 from .runtime import DRAIN_GRACE, Runtime
 from .servers.serve import Options, Served, serve
@@ -732,8 +732,7 @@ class WebSockets:
             if runtime is not None:
                 runtime.registry.count("refused_publishes")
             raise
-        message = {"type": "websocket.send", key: data}
-        return Publication(message, size, names, _links(exclude))
+        return Publication(SharedMessage(key, data), size, names, _links(exclude))
 
     def _config(self) -> Config:
         """Any thread. The settings that hold for what belongs to no connection."""

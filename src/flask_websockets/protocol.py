@@ -304,6 +304,17 @@ def choose_subprotocol(offered: Sequence[str], supported: Sequence[str]) -> str 
     return next((name for name in offered if name in supported), None)
 
 
+class SharedMessage(dict[str, Any]):
+    """One ``websocket.send`` for many connections, with the frames that were made of it."""
+
+    __slots__ = ("frames",)
+
+    def __init__(self, kind: str, data: str | bytes) -> None:
+        super().__init__({"type": "websocket.send", kind: data})
+        #: By the way of compressing.
+        self.frames: dict[Any, bytes] = {}
+
+
 def message_bytes(data: str | bytes) -> int:
     """The size of a message on the wire, before compression.
 

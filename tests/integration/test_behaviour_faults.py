@@ -593,7 +593,7 @@ def oversized(serving):
         ):
             for client in (endless, tiny):
                 client.receive()
-                client.socket.settimeout(1)
+                client.socket.settimeout(5)
                 client.socket.sendall(frame(BINARY, b"x"))
             send_until_cut(tiny, frame(CONTINUATION, b"x") * 1000, 50)
             pieces = (limit + 32 * MIB) // 65_536

@@ -16,6 +16,7 @@ from typing import Any, cast
 import h11
 
 from ..bridge import ASGIMessage, Rest
+from .frames import FrameWriter, frame_writer_of, takes_messages
 
 _KNOWN = {
     ("uvicorn.protocols.websockets.wsproto_impl", "WSProtocol"),
@@ -63,8 +64,10 @@ MAX_FRAGMENTS = 16 * 1024
 def _limited(kind: Any) -> Any:
     """One of uvicorn's WebSocket protocol classes, without two ways to fill its memory."""
 
-    class Limited(kind):  # type: ignore[misc]
-        read_paused: bool  # uvicorn's
+    class Limited(takes_messages(kind)):  # type: ignore[misc]
+        # uvicorn's
+        read_paused: bool
+        frames: list[bytes]  # websockets-sansio's
         _pongs_wait = False  # loop only: reading is paused, the peer does not take its pongs
 
         def handle_ping(self, *event: Any) -> None:
@@ -102,8 +105,14 @@ def _limited(kind: Any) -> Any:
 def limit_frames(protocol: Any) -> None:
     """Limit what a peer can have uvicorn (0.54) keep for it, beside messages."""
     kind: Any = type(protocol)
-    if kind.handle_ping.__module__ != __name__:
+    if not hasattr(kind, "take"):
         protocol.__class__ = _limited(kind)
+
+
+def take_from(protocol: Any, take: Callable[[str | bytes], bool] | None) -> None:
+    """Have *take* called with each message as it comes, instead of ``receive`` returning it."""
+    if hasattr(protocol, "take"):
+        protocol.take = take
 
 
 def has_closed(protocol: Any | None) -> bool:
@@ -132,13 +141,18 @@ class InlineSend:
     there is some, one step takes the message to the transport.
 
     :param is_writable: says whether there is room.
+    :param write: what writes data frames past ``send``, if anything does.
     """
 
     def __init__(
-        self, send: Callable[[Any], Awaitable[None]], is_writable: Callable[[], bool]
+        self,
+        send: Callable[[Any], Awaitable[None]],
+        is_writable: Callable[[], bool],
+        write: FrameWriter | None = None,
     ) -> None:
         self._send = cast(Callable[[Any], Coroutine[Any, Any, None]], send)
         self._is_writable = is_writable
+        self._write = write
         # The step runs where the writer task would have run it: with its context variables.
         self._context = contextvars.copy_context()
 
@@ -146,6 +160,8 @@ class InlineSend:
         """Send *message*; return what is left to a task, None if nothing is."""
         if not self._is_writable():
             return message
+        if self._write is not None and self._write(message):
+            return None
         sending = self._send(message)
         try:
             waits_for = self._context.run(sending.send, None)
@@ -176,6 +192,11 @@ class _Suspended:
 
     def close(self) -> None:
         self._sending.close()
+
+
+def inline_of(protocol: Any) -> InlineSend:
+    """How the messages of an accepted connection are sent without a task."""
+    return InlineSend(protocol.send, protocol.writable.is_set, frame_writer_of(protocol))
 
 
 def abort(protocol: Any) -> None:
