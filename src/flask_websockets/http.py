@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from functools import partial
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -54,6 +55,7 @@ class HttpAdapter(WsgiToAsgi):
         """Serve one request."""
         pipe, counters = Pipe(self._door), self._counters
         call = Call(self.wsgi_application, pipe, scope.get("method", "GET"))
+        exchange = uvicorn.exchange_of(receive, "receive")
         body: ASGIMessage = {"more_body": True}
         try:
             environ = build_environ(scope)
@@ -61,7 +63,6 @@ class HttpAdapter(WsgiToAsgi):
             call.answer(plain_response(400, str(error)))
         else:
             # A body that is not here yet is not waited for: the view may answer without it.
-            exchange = uvicorn.exchange_of(receive, "receive")
             if uvicorn.has_ended(exchange):
                 # The server called us for the head, and has refused the rest meanwhile.
                 return await _until_left(receive)
@@ -77,7 +78,9 @@ class HttpAdapter(WsgiToAsgi):
             if not self._pool.submit(partial(context.run, call.run_wsgi_app, environ)):
                 counters.http_refused += 1
                 call.answer(unavailable("The server is too busy."))
-        response = _Exchange(call, pipe, receive, send, self._config)
+        if not uvicorn.is_send_of(exchange, send):  # a middleware may have wrapped either
+            exchange = uvicorn.exchange_of(send, "send")
+        response = _Exchange(call, pipe, receive, send, exchange, self._config)
         try:
             try:
                 await response.run(body)
@@ -103,13 +106,19 @@ class _Exchange:
     """One request and its response, while the application works on them."""
 
     def __init__(
-        self, call: Call, pipe: Pipe, receive: Receive, send: Send, config: Config
+        self,
+        call: Call,
+        pipe: Pipe,
+        receive: Receive,
+        send: Send,
+        exchange: Any | None,
+        config: Config,
     ) -> None:
         self._call = call
         self._pipe = pipe
         self._receive = receive
         self._server_send = send
-        self._uvicorn = uvicorn.exchange_of(send, "send")
+        self._uvicorn = exchange
         self._send_timeout = config.send_timeout
         self._fast = config.fast_paths and self._uvicorn is not None
         self._started = False

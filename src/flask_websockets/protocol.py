@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 from wsgiref.util import is_hop_by_hop
@@ -149,8 +150,7 @@ def _validate_header(name: str, value: str) -> None:
     if not isinstance(name, str) or not isinstance(value, str):
         kinds = f"{type(name).__name__} and {type(value).__name__}"
         raise TypeError(f"A header is a pair of str; got {kinds} for {name!r}.")
-    if not _TOKEN.fullmatch(name):
-        raise ValueError(f"{name!r} is no header name: expected a token (RFC 7230).")
+    _checked_name(name)
     if not _HEADER_VALUE.fullmatch(value):
         found = next(character for character in value if not _HEADER_VALUE.fullmatch(character))
         # Not the value: it may be a cookie, and this may be logged.
@@ -158,6 +158,15 @@ def _validate_header(name: str, value: str) -> None:
             f"The value of header {name} has a character that may not be sent: {found!r} at "
             f"position {value.index(found)}."
         )
+
+
+@lru_cache(maxsize=512)
+def _checked_name(name: str) -> tuple[str, bytes, bool]:
+    """A header's name in lower case, the same in bytes, and whether it is for the connection."""
+    if not _TOKEN.fullmatch(name):
+        raise ValueError(f"{name!r} is no header name: expected a token (RFC 7230).")
+    lower = name.lower()
+    return lower, lower.encode("latin-1"), is_hop_by_hop(lower)
 
 
 def encode_headers(pairs: Pairs) -> list[tuple[bytes, bytes]]:
@@ -186,6 +195,11 @@ def parse_status(status: str) -> int:
     """
     if not isinstance(status, str):
         raise TypeError(f"A status is a str; got {type(status).__name__}.")
+    return _parse_status(status)
+
+
+@lru_cache(maxsize=512)
+def _parse_status(status: str) -> int:
     code = status.split(" ", 1)[0]
     if not re.fullmatch("[2-5][0-9][0-9]", code):
         raise ValueError(f"Expected a status from 200 to 599, such as '200 OK'; got {status!r}.")
@@ -209,16 +223,17 @@ def encode_response_headers(
     length: int | None = None
     for name, value in pairs:
         _validate_header(name, value)
-        lower, value = name.lower(), value.strip(" \t")
+        lower, raw_name, is_for_connection = _checked_name(name)
+        value = value.strip(" \t")
         if lower == "content-length":
             if status in (204, 304):
                 continue
             if not re.fullmatch("[0-9]+", value):
                 raise ValueError(f"A Content-Length is a number of bytes; got {value!r}.")
             length = int(value)
-        elif is_hop_by_hop(lower) and (lower, value.lower()) != ("upgrade", "websocket"):
+        elif is_for_connection and (lower, value.lower()) != ("upgrade", "websocket"):
             continue
-        encoded.append((lower.encode("latin-1"), value.encode("latin-1")))
+        encoded.append((raw_name, value.encode("latin-1")))
     return encoded, length
 
 

@@ -349,6 +349,15 @@ def exchange_of(method: Callable[..., Any], name: str) -> Any | None:
     return None
 
 
+def is_send_of(exchange: Any | None, send: Callable[..., Any]) -> bool:
+    """Whether *send* is a known exchange's own."""
+    return (
+        exchange is not None
+        and getattr(send, "__self__", None) is exchange
+        and getattr(send, "__func__", None) is getattr(type(exchange), "send", None)
+    )
+
+
 def has_received(exchange: Any | None) -> bool:
     """Whether ``receive`` returns at once. False where nobody knows."""
     return exchange is not None and cast(bool, exchange.message_event.is_set())
