@@ -169,7 +169,7 @@ class Connection:
                     size = message_bytes(data)
                     if not link.config.passes(size) and not await self._is_allowed(size):
                         return
-                    if not link.deliver(data) and not await self._make_room(data):
+                    if not link.deliver(data, size) and not await self._make_room(data, size):
                         return
                 elif message["type"] == "websocket.disconnect":
                     if message.get("code") == TOO_LARGE and uvicorn.has_closed(self._protocol):
@@ -180,8 +180,8 @@ class Connection:
 
     def _take(self, data: str | bytes) -> bool:
         """Reader's side. Take a message as it comes; False if the reader has to see it."""
-        passes = self._idle and self.link.config.passes(message_bytes(data))
-        return passes and self.link.deliver(data)
+        size = message_bytes(data)
+        return self._idle and self.link.config.passes(size) and self.link.deliver(data, size)
 
     def _refuse_size(self, size: int | str) -> None:
         self.link.entry.registry.refuse(
@@ -231,7 +231,7 @@ class Connection:
             )
         return False
 
-    async def _make_room(self, data: str | bytes) -> bool:
+    async def _make_room(self, data: str | bytes, size: int) -> bool:
         """Reader. The inbox is full: do what WEBSOCKETS_INBOX_FULL says (I10).
 
         :returns: False if the connection is closed for it.
@@ -243,7 +243,7 @@ class Connection:
         if config.inbox_full == "pause":
             with anyio.CancelScope() as pause:
                 pause.deadline = self._pause_ends or anyio.current_time() + config.inbox_timeout
-                await link.deliver_when_room(data)
+                await link.deliver_when_room(data, size)
                 return True
         if not link.expel(*BUSY, unavailable("The server is too busy.")):
             return False  # its view has closed meanwhile

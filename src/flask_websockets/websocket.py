@@ -323,7 +323,9 @@ class AsyncWebSocket(BaseWebSocket):
         :raises ConcurrencyError: if another task is receiving.
         """
         timeout = _checked_timeout(timeout)
-        await self._accept_if_connecting()
+        self._link.must_be_on_the_loop()
+        if self._handshake.pending:
+            await self._accept_if_connecting()
         return await self._link.areceive(timeout)
 
     async def receive_json(self, timeout: float | None = None) -> Any:
@@ -358,7 +360,9 @@ class AsyncWebSocket(BaseWebSocket):
         waits. See :meth:`WebSocket.send`.
         """
         message, size = _message(data)
-        await self._accept_if_connecting()
+        self._link.must_be_on_the_loop()
+        if self._handshake.pending:
+            await self._accept_if_connecting()
         await self._link.asend(message, size)
 
     async def send_text(self, data: str) -> None:

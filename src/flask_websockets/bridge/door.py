@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from queue import SimpleQueue
 from typing import Any, Protocol, TypeVar
@@ -38,8 +38,8 @@ class Event(Protocol):
     def set(self) -> object:
         """Let the task go on."""
 
-    async def wait(self) -> None:
-        """Wait until it is set."""
+    def wait(self) -> Awaitable[object]:
+        """What one awaits until it is set."""
 
     def is_set(self) -> bool:
         """Whether it is set."""
@@ -62,8 +62,8 @@ class _Future:
         if not self._future.done():
             self._future.set_result(None)
 
-    async def wait(self) -> None:
-        await self._future
+    def wait(self) -> Awaitable[object]:
+        return self._future
 
     def is_set(self) -> bool:
         return self._future.done() and not self._future.cancelled()

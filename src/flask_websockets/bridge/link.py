@@ -143,6 +143,7 @@ class Link:
         self._waiting = False  # loop only: the thread asked and got nothing yet
         self._on_loop = False  # loop only: the view is async
         self._arrived: Event | None = None  # loop only: what an async view waits for
+        self._given: str | bytes | None = None  # loop only: what it was given while it waited
         self._received = self._received_bytes = 0  # loop only: all that _taken will come to
         self._room: anyio.Event | None = None  # loop only; threads see whether the reader waits
 
@@ -545,10 +546,9 @@ class Link:
             )
         try:
             while not self._inbox_ended and not self._hung_up:
-                try:
-                    return self._took(self._inbox.receive_nowait())
-                except anyio.WouldBlock:
-                    self._sent_in_turn = 0
+                if (data := self._next()) is not None:
+                    return self._took(data)
+                self._sent_in_turn = 0
                 # Waiting here, not in the stream, is cheaper; and a wait that is cancelled
                 # leaves the message where it is.
                 self._arrived = self._door.event()
@@ -568,6 +568,13 @@ class Link:
             self._arrived = None
             self._make_room(None)
             self._receiving.release()
+
+    def _next(self) -> str | bytes | None:
+        """Loop. What an async view gets next, if it is there."""
+        data, self._given = self._given, None
+        if data is None and self._received != self._taken:
+            data = self._inbox.receive_nowait()
+        return data
 
     def _at_end(self) -> bool:
         if not self._batch:
@@ -650,11 +657,10 @@ class Link:
 
     # -- loop: reader, writer, hub ----------------------------------------------------------------
 
-    def deliver(self, data: str | bytes) -> bool:
+    def deliver(self, data: str | bytes, size: int) -> bool:
         """Loop. Give a received message to the view; False if the inbox is full (I6)."""
         if self._inbox_ended:
             return True  # our side said goodbye: the peer's messages go nowhere
-        size = message_bytes(data)
         # What the thread was handed and has not taken yet is held as well.
         held = self._received - self._taken
         held_bytes = self._received_bytes - self._taken_bytes
@@ -667,20 +673,21 @@ class Link:
         if self._waiting:
             self._waiting = False
             self._door.hand_over(self._handover, [data])
+        elif self._arrived is not None and not held:
+            self._given = data
+            self._arrived.set()
         else:
             self._inbound.send_nowait(data)
-            if self._arrived is not None:
-                self._arrived.set()
         return True
 
-    async def deliver_when_room(self, data: str | bytes) -> None:
+    async def deliver_when_room(self, data: str | bytes, size: int) -> None:
         """Loop. Wait until the view has made room for *data*, and deliver it."""
         try:
             while True:
                 # Before the look: the thread counts what it takes, and then looks for this. So
                 # either the look sees the room, or the thread sees that it is waited for.
                 self._room = anyio.Event()
-                if self.deliver(data):
+                if self.deliver(data, size):
                     return
                 await self._room.wait()
         finally:
@@ -688,7 +695,8 @@ class Link:
 
     def hand_over_all(self, *, end: bool = False) -> None:
         """Loop. Hand over what lies in the inbound stream, and the end if it is one."""
-        batch: list[Any] = []
+        batch: list[Any] = [] if self._given is None else [self._given]
+        self._given = None
         try:
             while True:
                 batch.append(self._inbox.receive_nowait())
