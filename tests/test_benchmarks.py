@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 import time
-from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ pytest.importorskip("uvloop", reason="the benchmark's client needs uvloop")
 import benchmarks.bystanders as bystanders
 import uvloop
 from benchmarks.__main__ import leave_out_missing, main
+from benchmarks.bystanders_app import LIMIT
 from benchmarks.client import Fault, Mode, measure
 from benchmarks.http_app import Observed
 from benchmarks.http_client import (
@@ -49,11 +49,15 @@ def test_prints_a_table_and_writes_json(ws: str, tmp_path: Path) -> None:
     command += ["--modes", "echo-1", "--ws", ws, "--json", str(path)]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
     assert ended.returncode == 0, ended.stderr
-    line = re.search(r"^echo-1 +(\d+\.\d\d) .* +\d+% +\d+%", ended.stdout, re.MULTILINE)
+    pattern = r"^ours +[\d,]+ +(\d+\.\d\d) .* \d+\.\d\d ms +(\d+\.\d\d) ms +0 +\d+%$"
+    line = re.search(pattern, ended.stdout, re.MULTILINE)
     assert line, ended.stdout
     report = json.loads(path.read_text())
     result = report["results"]["echo-1"]
     assert f"{result['ratio']['ours']:.2f}" == line[1]
+    assert f"{result['p99']['ours'] * 1000:.2f}" == line[2]
+    assert 0 < result["p50"]["ours"] <= result["p99"]["ours"]
+    assert result["client_limits"][0] > 0
     assert set(result["medians"]) == {"raw", "ours", "ours_async"}
     assert min(result["medians"].values()) > 0
     assert report["options"]["ws"] == ws
@@ -127,9 +131,7 @@ def test_names_the_server_that_is_not_installed(
 ) -> None:
     """A server whose distribution is missing is left out, with a line that says so."""
     monkeypatch.setitem(SERVERS, "waitress", Server([], ("no-such-distribution",), ""))
-    options = Namespace(servers=["ours-h11", "waitress"])
-    leave_out_missing(options)
-    assert options.servers == ["ours-h11"]
+    assert leave_out_missing(["ours-h11", "waitress"], SERVERS) == ["ours-h11"]
     expected = "waitress is left out: no-such-distribution is not installed.\n"
     assert capsys.readouterr().out == expected
 
@@ -366,7 +368,8 @@ def test_prints_a_table_of_bystanders_and_writes_json(
         return {"without": 0.02, "with": 0.03, "lag_without": 0.0, "lag_with": 0.0, **grown}
 
     path = tmp_path / "result.json"
-    monkeypatch.setattr(sys, "argv", ["benchmarks", "bystanders", "--json", str(path)])
+    argv = ["benchmarks", "--modes", "refusals", "slow-subscribers", "--json", str(path)]
+    monkeypatch.setattr(sys, "argv", argv)
     monkeypatch.setitem(bystanders.BYSTANDER_MODES, "refusals", refusals)
     monkeypatch.setitem(bystanders.BYSTANDER_MODES, "slow-subscribers", slow)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0}, raising=False)  # pins nothing
@@ -395,7 +398,7 @@ async def forgetful(scope: Any, receive: Any, send: Any) -> None:
         global requests
         requests += 1
         await receive()
-        if requests > bystanders.LIMIT and fault != "accepts":
+        if requests > LIMIT and fault != "accepts":
             headers = [] if fault == "no-retry" else [(b"retry-after", b"1")]
             await send({"type": "websocket.http.response.start", "status": 503, "headers": headers})
             await send({"type": "websocket.http.response.body", "body": b""})

@@ -946,7 +946,7 @@ def test_handshakes_at_the_same_time(run, app, caplog):
 
     run(main)
     (line,) = [each.getMessage() for each in caplog.records if "MAX_HANDSHAKES" in each.msg]
-    assert "WEBSOCKETS_MAX_HANDSHAKES, 1, for WEBSOCKETS_HANDSHAKE_TIMEOUT, 0.5 s" in line
+    assert "WEBSOCKETS_MAX_HANDSHAKES, 1, for WEBSOCKETS_HANDSHAKE_TIMEOUT, 1.5 s" in line
     assert "/undecided (peer 192.0.2.1)" in line
     assert SECRET not in caplog.text
 
