@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 import socket
 import sys
 import tempfile
 import time
-from array import array
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
-from urllib.request import urlopen
 
 import uvloop
 from picows import WSListener, WSMsgType, ws_connect
 
 from .bystanders_app import LIMIT, SLOW
-from .client import SILENCE, Clocked, Fault
+from .client import SILENCE, Clocked, Fault, Paced, p99
 from .flood import HANDSHAKE
 from .http_client import parse_head
+from .idle import told
 from .servers import serve
 
 #: Clients whose requests are timed, each on one connection that is kept alive.
@@ -46,49 +44,8 @@ FILLS = 1000
 SPARE_BYTES = 1024 * 1024
 
 
-def p99(seconds: Iterable[float]) -> float:
-    """The 99th percentile: one in a hundred took longer."""
-    ordered = sorted(seconds)
-    return ordered[math.ceil(len(ordered) * 0.99) - 1]
-
-
 async def stats_of(port: int) -> dict[str, Any]:
-    def fetch() -> dict[str, Any]:
-        with urlopen(f"http://127.0.0.1:{port}/stats", timeout=SILENCE) as answer:
-            stats: dict[str, Any] = json.load(answer)
-            return stats
-
-    return await asyncio.to_thread(fetch)
-
-
-class Paced(Clocked):
-    """Something at a steady pace. Times count from the moment at which it was to happen: what a
-    late answer holds up is late as well."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.times = array("d")  # seconds that something took
-        self.lags = array("d")  # seconds that the client itself was late
-
-    def clear(self) -> None:
-        self.times, self.lags = array("d"), array("d")
-
-    async def pace(
-        self, each: float, until: Callable[[int, float], bool], act: Callable[[int, float], None]
-    ) -> None:
-        """Call *act* every *each* seconds with a number and its time, *until* says True."""
-        started, number = time.perf_counter(), 0
-        while not until(number, time.perf_counter() - started):
-            due = started + number * each
-            if (wait := due - time.perf_counter()) > 0:
-                await self.pause(wait)
-            self.lags.append(max(0.0, time.perf_counter() - due))
-            act(number, due)
-            number += 1
-
-    async def answered(self) -> None:
-        if not await self.settled():
-            raise Fault(f"{self.pending} were lost: silence for {SILENCE:g} s.")
+    return await told(port, "/stats")
 
 
 # -- HTTP beside handshakes that are refused --------------------------------------------------

@@ -10,22 +10,16 @@ from flask import Flask
 
 from flask_websockets import WebSocket, WebSockets
 
+from .resident import resident
+
 #: Open connections of ``refusals``; what comes above it is refused.
 LIMIT = 100
 #: Bytes of each message to those that read too slowly: some thirty fill an outbox.
 FILLER = 32 * 1024
+#: Small messages that fill an outbox to the last of them: more than it holds.
+SMALL = 2_000
 #: The channels of those that read too slowly, one each, so that they share no message.
 SLOW = ("stuck", "trickle")
-
-
-def resident_bytes() -> int | None:
-    """This process's resident memory, where the system tells it."""
-    try:
-        with open("/proc/self/status") as status:
-            line = next(line for line in status if line.startswith("VmRSS:"))
-    except (OSError, StopIteration):
-        return None
-    return int(line.split()[1]) * 1024
 
 
 def make(**settings: Any) -> Any:
@@ -42,7 +36,7 @@ def make(**settings: Any) -> Any:
         config = app.extensions["websockets"].config
         return {
             **asdict(websockets.stats()),
-            "resident": resident_bytes(),
+            **resident(),
             "outbox_limit": config.outbox_bytes,
         }
 
@@ -60,6 +54,14 @@ def make(**settings: Any) -> Any:
     def everyone(ws: WebSocket) -> None:
         listen(ws)
 
+    @websockets.route("/fan-out")
+    def fan_out(ws: WebSocket) -> None:
+        """One of those that read, and whose messages everyone gets."""
+        with websockets.subscribe(ws, "everyone", on_slow="drop_oldest"):
+            ws.send("ready")
+            for data in ws.iter_data():
+                websockets.publish(data, "everyone")
+
     @websockets.route("/slow/<channel>")
     def slow(ws: WebSocket, channel: str) -> None:
         listen(ws, channel)
@@ -69,10 +71,13 @@ def make(**settings: Any) -> Any:
         """Publish each message to everyone; to the slow, whether there are any or not, more."""
         ws.send("ready")
         for data in ws.iter_text():
-            if data != "fill":
+            if data not in ("fill", "small"):
                 websockets.publish(data, "everyone")
             for channel in SLOW:
-                websockets.publish(os.urandom(FILLER), channel)
+                for _ in range(SMALL if data == "small" else 1):
+                    websockets.publish(os.urandom(64 if data == "small" else FILLER), channel)
+            if data == "small":
+                ws.send("ready")  # all of them are on their way
 
     return websockets.asgi_app()
 

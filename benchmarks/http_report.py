@@ -7,20 +7,12 @@ from typing import Any
 
 from .http_client import HttpMeasurement
 from .http_servers import SERVERS
-from .report import CLIENT_LIMIT
+from .report import CLIENT_LIMIT, range_text, ratio_text, ratios
 
 OURS = ("flask-websockets", "flask", "werkzeug", "uvicorn", "httptools", "uvloop", "h11")
 VERSIONS = (*OURS, "asgiref", "a2wsgi", "gunicorn", "waitress", "granian")
 #: The second base: each server is told as a multiple of this one, too.
 REFERENCE = "gunicorn"
-
-
-def _ratios(over: list[float], under: list[float]) -> dict[str, Any]:
-    def ratio(a: float, b: float) -> float | None:
-        return a / b if b else None  # nothing right came: no ratio
-
-    pairs = zip(over, under, strict=True)
-    return {"ratio": ratio(median(over), median(under)), "ratios": [ratio(a, b) for a, b in pairs]}
 
 
 def http_summary(runs: dict[str, list[HttpMeasurement]]) -> dict[str, Any]:
@@ -33,8 +25,8 @@ def http_summary(runs: dict[str, list[HttpMeasurement]]) -> dict[str, Any]:
         result[name] = {
             "median": median(rates[name]),
             "rates": rates[name],
-            "ours": base and _ratios(rates[base], rates[name]),
-            REFERENCE: _ratios(rates[name], rates[REFERENCE]) if REFERENCE in runs else None,
+            "ours": base and ratios(rates[base], rates[name]),
+            REFERENCE: ratios(rates[name], rates[REFERENCE]) if REFERENCE in runs else None,
             "answers": sum(each.answers for each in measurements),
             "errors": sum(each.errors for each in measurements),
             "error": next((each.error for each in measurements if each.error), None),
@@ -43,17 +35,6 @@ def http_summary(runs: dict[str, list[HttpMeasurement]]) -> dict[str, Any]:
             "client_cpu": median(each.client_cpu for each in measurements),
         }
     return result
-
-
-def _ratio(ratios: dict[str, Any] | None) -> str:
-    if ratios is None or ratios["ratio"] is None:
-        return "-"
-    return f"{ratios['ratio']:.2f}"
-
-
-def _range(ratios: dict[str, Any] | None) -> str:
-    found = [each for each in ratios["ratios"] if each is not None] if ratios else []
-    return f"{min(found):.2f} to {max(found):.2f}" if found else "-"
 
 
 def http_table(results: dict[str, dict[str, Any]]) -> str:
@@ -66,8 +47,8 @@ def http_table(results: dict[str, dict[str, Any]]) -> str:
         for name, result in servers.items():
             turn = result["longest_turn"]
             longest = "-" if turn is None else f"{turn * 1000:.1f} ms"
-            line = f"{name:14}{result['median']:10,.0f}{_ratio(result['ours']):>9}"
-            line += f"  {_range(result['ours']):14}{_ratio(result[REFERENCE]):>11}"
+            line = f"{name:14}{result['median']:10,.0f}{ratio_text(result['ours']):>9}"
+            line += f"  {range_text(result['ours']):14}{ratio_text(result[REFERENCE]):>11}"
             line += f"{result['errors']:9,}{longest:>14}{result['client_cpu']:12.0%}"
             if result["client_cpu"] > CLIENT_LIMIT:
                 line += "  the client is near its limit"

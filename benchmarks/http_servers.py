@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 
 from .http_app import FILE_VARIABLE, PAYLOAD
 from .servers import start
@@ -83,17 +82,6 @@ SERVERS = {
         [*_GRANIAN, _APP], ("granian",), "WSGI, 1 worker, 40 blocking threads (default 512)"
     ),
 }
-
-
-def missing(server: Server) -> list[str]:
-    """The distributions that *server* needs and that are not installed."""
-    absent = []
-    for name in server.needs:
-        try:
-            version(name)
-        except PackageNotFoundError:
-            absent.append(name)
-    return absent
 
 
 @contextmanager

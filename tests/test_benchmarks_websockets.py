@@ -19,6 +19,7 @@ from benchmarks import __main__ as command
 from benchmarks import crowds, idle, machine
 from benchmarks.client import Fault, Mode, WsMeasurement, measure, percentile
 from benchmarks.floor import frame
+from benchmarks.http_servers import SERVERS as HTTP_SERVERS
 from benchmarks.plot import panels, plot
 from benchmarks.promises import PROMISES, promises_table, rows
 from benchmarks.report import idle_summary, summary, table
@@ -374,7 +375,7 @@ def test_servers_are_chosen_for_each_kind(monkeypatch: pytest.MonkeyPatch) -> No
     """The usual ones, all, or those that are named; HTTP has its own."""
     some = options_of(monkeypatch, "--modes", "echo-1", "http-small")
     assert some.ws_servers == ["raw", "ours", "ours-async"]
-    assert some.http_servers == list(command.HTTP_SERVERS)
+    assert some.http_servers == list(HTTP_SERVERS)
     every = options_of(monkeypatch, "--servers", "all")
     assert every.ws_servers == list(SERVERS)
     both = options_of(
@@ -433,8 +434,8 @@ def test_says_when_too_few_files_may_be_open(
 ) -> None:
     """The limit is raised as far as it goes; what does not suffice is no reason for a traceback."""
     limits = [(1_024, 4_096)]
-    monkeypatch.setattr(machine.resource, "getrlimit", lambda _: limits[-1])
-    monkeypatch.setattr(machine.resource, "setrlimit", lambda _, new: limits.append(new))
+    monkeypatch.setattr("resource.getrlimit", lambda _: limits[-1])
+    monkeypatch.setattr("resource.setrlimit", lambda _, new: limits.append(new))
     assert machine.allow_files(500) == 500 and len(limits) == 1
     assert machine.allow_files(2_000) == 2_000
     assert limits[-1] == (2_000, 4_096)
@@ -443,6 +444,24 @@ def test_says_when_too_few_files_may_be_open(
     said = capsys.readouterr().err
     assert "This needs 10,200 open files; the system allows 4,096." in said
     assert "ulimit -n 10200" in said
+
+
+def test_a_fault_is_no_failure_to_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The exit code is 1 for what was wrong, 2 for what could not be run."""
+
+    def ended_by(error: Exception) -> int:
+        def compare(*_: Any) -> dict[str, Any]:
+            raise error
+
+        monkeypatch.setattr(command, "compare", compare)
+        return command.main()
+
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "--modes", "echo-1"])
+    assert ended_by(Fault("run 1 of 3: lost")) == 1
+    assert "run 1 of 3: lost" in capsys.readouterr().err
+    assert ended_by(RuntimeError("The server did not start")) == 2
 
 
 def test_free_pins_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,1 @@
+"""The same echo and the same fan-out as other projects' users write them."""
