@@ -217,7 +217,7 @@ async def test_left_to_uvicorn(*clients):
         client.conn.send_close(1000)
         client.write()
         client.transport.written.clear()
-        assert inline._write(message) is False
+        assert inline.write(message) is False
         with pytest.raises(Exception):  # noqa: B017 - each server's own
             inline(message)
         assert not client.transport.written

@@ -11,13 +11,14 @@ import anyio
 
 from .bridge import Entry, HttpPool, Link, tune_process
 from .config import Config
-from .connection import Connection, Receive, Send, Upgrade, WSGIApp
+from .connection import Connection, Upgrade, WSGIApp
 from .environ import Scope, WSGIEnviron, build_environ
 from .errors import UsageError
 from .http import HttpAdapter
 from .protocol import PlainResponse, plain_response, refusal_messages
 from .runtime import Runtime
 from .servers import uvicorn
+from .writer import Receive, Send
 
 #: Under this key of ``scope["state"]`` a front in this process leaves an :class:`Upgrade`.
 UPGRADE = "flask_websockets.upgrade"
@@ -125,9 +126,7 @@ class Application:
         send: Send,
     ) -> None:
         slots = self._slots(runtime)
-        with anyio.move_on_after(self._config.handshake_timeout) as waiting:
-            await slots.acquire()
-        if waiting.cancelled_caught:
+        if not await _acquired(slots, self._config.handshake_timeout):
             await self._turn_away(scope, send, runtime.refuse_handshake(self._config, entry))
             return
         if runtime.draining:
@@ -207,6 +206,17 @@ class Application:
             return await answer()  # a deadline would cost half as much again
         with anyio.move_on_after(self._config.send_timeout):
             await answer()
+
+
+async def _acquired(slots: anyio.Semaphore, timeout: float) -> bool:
+    """Take one of *slots*, now or within *timeout* seconds; False if none was free."""
+    try:
+        slots.acquire_nowait()
+    except anyio.WouldBlock:
+        with anyio.move_on_after(timeout) as waiting:
+            await slots.acquire()
+        return not waiting.cancelled_caught
+    return True
 
 
 def _peer(scope: Scope) -> str:

@@ -1,49 +1,35 @@
-"""Loop side. One connection: its reader, its writer, its deadlines.
+"""Loop side. One connection: its reader, its deadlines.
 
-Three tasks. The connection's own, in which the server called us, waits for the answer to the
-handshake, for the end, and for the view. The reader alone calls ASGI ``receive``, the writer
-alone ASGI ``send`` (I4). A connection ends by closing its link (I5): the view finds out at its
-next word.
+Its own task, in which the server called us, is the reader, and waits for the view at the end; it
+alone calls ASGI ``receive`` (I4). A connection ends by closing its link (I5): the view finds out at
+its next word.
 """
 
 from __future__ import annotations
 
-import logging
-import math
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import anyio
-import anyio.lowlevel
-from anyio.streams.memory import MemoryObjectReceiveStream
 
-from .bridge import ASGIMessage, Item, Link, Ticket
+from .bridge import Alarm, Link
 from .counters import Counters
 from .environ import Scope, WSGIEnviron
 from .protocol import LOGIN_OVER, message_bytes, plain_response, unavailable
 from .rate import RateLimit
 from .running_view import RunningView
 from .servers import uvicorn
+from .writer import Receive, Send, Writer
 
-logger: logging.Logger = logging.getLogger("flask_websockets")
-
-Receive = Callable[[], Awaitable[ASGIMessage]]
-Send = Callable[[ASGIMessage], Awaitable[None]]
 WSGIApp = Callable[..., Iterable[bytes]]
-
-
-#: After these nothing is said on a connection.
-GOODBYES = frozenset({"websocket.close", "websocket.http.response.body"})
 
 
 #: RFC 6455, section 7.4.1: a message is too big.
 TOO_LARGE = 1009
 #: RFC 6455 registry: "try again later".
 BUSY = (1013, "the server is too busy")
-
-#: From here on close codes are not the protocol's own (RFC 6455, section 7.4.2).
-PRIVATE_CODES = 3000
 
 
 @dataclass(frozen=True)
@@ -73,12 +59,13 @@ class Connection:
         send: Send,
     ) -> None:
         self.link = link
-        self._counters = counters
+        self.counters = counters
         self._scope = scope
         self._receive = receive
-        self._send = send
         self._protocol = uvicorn.protocol_of(send)
-        self._reading = anyio.CancelScope()
+        self.reading = anyio.CancelScope()
+        self._alarm = Alarm()  # for the handshake, for the login's age, for the goodbye
+        self._writer = Writer(self, send)
         self._idle = False  # the reader has nothing in its hands
         self._rate: RateLimit | None = None  # the reader's, where there is a limit
         self._pause_ends: float | None = None  # the reader's, where a message waits for the rate
@@ -104,10 +91,13 @@ class Connection:
         self.link.lose(1006, "the peer did not take what was sent")
         if self._protocol is not None:
             uvicorn.abort(self._protocol)
-            self._counters.aborted += 1
+            self.counters.aborted += 1
 
-    def _send_timed_out(self) -> None:
-        self._counters.send_timeouts += 1
+    def time_out_send(self) -> None:
+        """Cut it, because its peer did not take a message in time."""
+        if self.link.over.is_set():
+            return
+        self.counters.send_timeouts += 1
         self.link.entry.registry.warn(
             "send_timeouts",
             "The peer of %s did not take a message for %g s (WEBSOCKETS_SEND_TIMEOUT); it was cut",
@@ -116,48 +106,60 @@ class Connection:
         self.cut()
 
     async def _converse(self, handshake_done: Callable[[], None]) -> None:
-        """From the handshake to the goodbye."""
+        """Reader. From the handshake to the goodbye."""
         link = self.link
+        self._writer.follow()
+        link.settled.then(partial(self._settle, handshake_done))
+        link.ending.then(self._await_goodbye)
+        link.over.then(self.reading.cancel)
+        self._alarm.set(link.config.handshake_timeout, self._time_out_handshake)
         try:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._write)
-                tasks.start_soon(self._read)
-                with anyio.move_on_after(link.config.handshake_timeout):
-                    await link.settled.wait()
-                if not link.settled.is_set() and link.time_out_handshake(
-                    unavailable("The handshake took too long.")
-                ):
-                    self._counters.handshake_timeouts += 1
-                    link.entry.registry.warn(
-                        "handshake_timeouts",
-                        "The view of %s neither accepted nor refused within %g s "
-                        "(WEBSOCKETS_HANDSHAKE_TIMEOUT); its handshake was answered 503",
-                        *(link.entry, link.config.handshake_timeout),
-                    )
-                handshake_done()
-                with anyio.move_on_after(link.entry.max_age):
-                    await link.ending.wait()
-                if not link.ending.is_set():
-                    self._counters.expired += link.expel(LOGIN_OVER, "the login is too old")
-                    await link.ending.wait()
-                with anyio.move_on_after(link.patience):
-                    await link.over.wait()
-                if not link.over.is_set():
-                    if link.timed_out:
-                        self._send_timed_out()
-                    else:
-                        self.cut()
-                tasks.cancel_scope.cancel()
+            await self._read()
+            await link.over.wait()
         finally:
             # Whatever ends this task, the server's cancellation included, ends the link (I5).
             link.lose(1006)
+            self._alarm.cancel()
+            self._writer.leave()
             if self._protocol is not None:
                 uvicorn.take_from(self._protocol, None)
+
+    def _time_out_handshake(self) -> None:
+        link = self.link
+        if link.time_out_handshake(unavailable("The handshake took too long.")):
+            self.counters.handshake_timeouts += 1
+            link.entry.registry.warn(
+                "handshake_timeouts",
+                "The view of %s neither accepted nor refused within %g s "
+                "(WEBSOCKETS_HANDSHAKE_TIMEOUT); its handshake was answered 503",
+                *(link.entry, link.config.handshake_timeout),
+            )
+
+    def _settle(self, handshake_done: Callable[[], None]) -> None:
+        """The handshake has its answer."""
+        handshake_done()
+        self._alarm.cancel()
+        if self.link.entry.max_age is not None:
+            self._alarm.set(self.link.entry.max_age, self._expire)
+
+    def _expire(self) -> None:
+        self.counters.expired += self.link.expel(LOGIN_OVER, "the login is too old")
+
+    def _await_goodbye(self) -> None:
+        """Nothing but goodbye is left to say, and there is a time for that."""
+        if not self.link.over.is_set():
+            self._alarm.set(self.link.patience, self._await_no_more)
+
+    def _await_no_more(self) -> None:
+        if self.link.timed_out:
+            self.time_out_send()
+        else:
+            self.cut()
 
     async def _read(self) -> None:
         """Reader. Take what comes as soon as it comes (I10), until the peer is gone."""
         link, receive = self.link, self._receive
-        with self._reading:
+        with self.reading:
             while True:
                 self._idle = True
                 message = await receive()
@@ -178,7 +180,7 @@ class Connection:
                     link.lose(message.get("code") or 1005, message.get("reason") or "")
                     return
 
-    def _take(self, data: str | bytes) -> bool:
+    def take(self, data: str | bytes) -> bool:
         """Reader's side. Take a message as it comes; False if the reader has to see it."""
         size = message_bytes(data)
         return self._idle and self.link.config.passes(size) and self.link.deliver(data, size)
@@ -212,7 +214,7 @@ class Connection:
         if not seconds:
             return True
         if config.rate_exceeded == "slow_down":
-            self._counters.rate_slowed += 1
+            self.counters.rate_slowed += 1
             # Or the pong would not be read (I10); and whoever waits for room after it has the rest.
             self._pause_ends = now + config.inbox_timeout
             while now + seconds <= self._pause_ends:
@@ -238,7 +240,7 @@ class Connection:
         """
         link, config = self.link, self.link.config
         if config.inbox_full == "drop_newest":
-            self._counters.inbox_dropped += 1
+            self.counters.inbox_dropped += 1
             return True
         if config.inbox_full == "pause":
             with anyio.CancelScope() as pause:
@@ -247,7 +249,7 @@ class Connection:
                 return True
         if not link.expel(*BUSY, unavailable("The server is too busy.")):
             return False  # its view has closed meanwhile
-        self._counters.inbox_closed += 1
+        self.counters.inbox_closed += 1
         link.entry.registry.warn(
             "inbox_closed",
             "The view of %s did not take what it received; its inbox was full for %g s "
@@ -255,72 +257,3 @@ class Connection:
             *(link.entry, config.inbox_timeout if config.inbox_full == "pause" else 0),
         )
         return False
-
-    async def _write(self) -> None:
-        """Writer. Give the server what lies in the outbox, one message at a time (I4)."""
-        link, send, outbox = self.link, self._send, self.link.outbox
-        with anyio.CancelScope() as deadline:
-            while True:
-                try:
-                    item, size = await _next(outbox)
-                except (anyio.EndOfStream, anyio.ClosedResourceError):
-                    return
-                if isinstance(item, Ticket):
-                    message = link.redeem(item)
-                    if message is None:
-                        continue  # it was dropped
-                    item = message
-                if not isinstance(item, dict):
-                    kind, sending = "websocket.send", item
-                else:
-                    kind = item["type"]
-                    say = self._say_goodbye if kind == "websocket.close" else send
-                    sending = say(item)  # type: ignore[assignment]
-                deadline.deadline = anyio.current_time() + link.config.send_timeout
-                try:
-                    await sending
-                except Exception:  # each server has its own for a peer that is gone
-                    logger.debug("The server could not send", exc_info=True)
-                    link.fail()
-                    if kind in GOODBYES:
-                        link.over.set()  # the peer's own was first; the reader does not listen
-                    return
-                deadline.deadline = math.inf
-                link.written(size)
-                if kind == "websocket.accept":
-                    self._accepted()
-                elif kind in GOODBYES:
-                    if kind == "websocket.http.response.body":
-                        uvicorn.note_refusal(self._protocol)
-                    link.over.set()
-                    return
-        if deadline.cancelled_caught:
-            self._send_timed_out()
-
-    async def _say_goodbye(self, message: ASGIMessage) -> None:
-        """Writer. Send the close frame."""
-        # A pending receive holds it back on granian.
-        self._reading.cancel()
-        await anyio.lowlevel.checkpoint()
-        try:
-            await self._send(message)
-        except Exception:
-            if not 1000 < message["code"] < PRIVATE_CODES:
-                raise
-            # daphne sends 1000 and 3000 to 4999 only, and leaves the connection open else.
-            await self._send({**message, "code": PRIVATE_CODES + message["code"]})
-
-    def _accepted(self) -> None:
-        """Writer. The peer has its 101: from here on messages may take the short way."""
-        self._counters.connections += 1
-        if self._protocol is None or self.link.deaf or not self.link.config.fast_paths:
-            return
-        self.link.inline = uvicorn.inline_of(self._protocol)
-        uvicorn.take_from(self._protocol, self._take)
-
-
-async def _next(outbox: MemoryObjectReceiveStream[Item]) -> Item:
-    try:
-        return outbox.receive_nowait()
-    except anyio.WouldBlock:
-        return await outbox.receive()

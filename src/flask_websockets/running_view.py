@@ -16,9 +16,10 @@ import anyio
 from .bridge import (
     AsyncView,
     Finish,
+    Flag,
+    FreeTask,
     Link,
     Stack,
-    ViewTask,
     format_stack,
     stack_of_thread,
     start_view_thread,
@@ -39,14 +40,14 @@ class RunningView:
     def __init__(self, link: Link, counters: Counters) -> None:
         self._link = link
         self._counters = counters
-        self._over = anyio.Event()
+        self._over = Flag()
         self._on_over: Callable[[], None] = lambda: None
         self._finishing: anyio.Semaphore | None = None
         self._waiting: anyio.CancelScope | None = None
         self._holds_place = False  # of those that _finishing has
         self._threads = 0  # one, or for a moment two: the teardown's may be quicker
         self._ident = 0  # of the last one that was started
-        self._task: ViewTask | None = None  # of an async view
+        self._task: FreeTask | None = None  # of an async view
         self._returned = False  # an async view: what blocks is left, and is not cancelled
         self._abandoned = False
         #: It did not end in its time.
@@ -165,7 +166,7 @@ class RunningView:
         self._link.start_task = None
         self._counters.view_tasks += 1
         run, context = view
-        self._task = ViewTask(partial(self._perform, run), context)
+        self._task = FreeTask(partial(self._perform, run), context)
 
     async def _perform(self, view: Callable[[], Awaitable[Finish]]) -> None:
         """The task of an async view. At its end a thread does what blocks, such as teardown."""

@@ -9,28 +9,32 @@ The law of this folder:
 
 ``door.py`` is the door, ``link.py`` what lies between one view and one socket, ``pipe.py`` what
 lies between one HTTP request's thread and the loop, ``threads.py`` the threads themselves.
-An async view has a task of ``tasks.py``, and ``handshake.py`` for what Flask does in a thread.
+A writer and an async view have a task of ``tasks.py``; ``handshake.py`` is for what Flask does in
+a thread. What waits in a link lies in the streams of ``stream.py``.
 ``stacks.py`` says for the log where a view is that does not end.
 ``tuning.py`` asks kernel and interpreter for what makes threads cheaper.
 ``registry.py`` knows who is connected, where a limit holds for one address or one user.
 """
 
-from .door import Door
+from .door import Door, Flag
 from .handshake import Handshake
 from .link import ASGIMessage, AsyncView, Finish, Item, Link, Outbound, Rest, Ticket
 from .pipe import Pipe
 from .registry import Entry, Registry, User, address_key, user_key
 from .stacks import Stack, format_stack, stack_of_thread, thread_frames
-from .tasks import ViewTask, run_on_the_loop
+from .tasks import Alarm, FreeTask, run_on_the_loop
 from .threads import HttpPool, LoopThread, Rounds, start_view_thread
 from .tuning import tune_process
 
 __all__ = [
     "ASGIMessage",
+    "Alarm",
     "AsyncView",
     "Door",
     "Entry",
     "Finish",
+    "Flag",
+    "FreeTask",
     "Handshake",
     "HttpPool",
     "Item",
@@ -44,7 +48,6 @@ __all__ = [
     "Stack",
     "Ticket",
     "User",
-    "ViewTask",
     "address_key",
     "format_stack",
     "run_on_the_loop",

@@ -69,6 +69,51 @@ class _Future:
         return self._future.done() and not self._future.cancelled()
 
 
+class Flag:
+    """Loop. An event, of which no more is made than it is used for.
+
+    A connection has four, and waits for one of them at its end. anyio's take a thousand bytes.
+    """
+
+    __slots__ = ("_event", "_is_set", "_then")
+
+    def __init__(self) -> None:
+        self._is_set = False
+        self._event: anyio.Event | None = None  # once somebody waits
+        self._then: Callable[[], object] | None = None
+
+    def is_set(self) -> bool:
+        """Whether it is set."""
+        return self._is_set
+
+    def set(self) -> None:
+        """Let everybody go on who waits. Idempotent."""
+        if self._is_set:
+            return
+        self._is_set = True
+        if self._event is not None:
+            self._event.set()
+        if self._then is not None:
+            then, self._then = self._then, None
+            then()
+
+    def then(self, call: Callable[[], object]) -> None:
+        """Have *call* called when it is set, now if it is."""
+        if self._is_set:
+            call()
+        else:
+            self._then = call
+
+    async def wait(self) -> None:
+        """Wait until it is set."""
+        if self._is_set:
+            await anyio.lowlevel.checkpoint()
+            return
+        if self._event is None:
+            self._event = anyio.Event()
+        await self._event.wait()
+
+
 class Door:
     """The one way from threads to one event loop.
 

@@ -19,17 +19,14 @@ from __future__ import annotations
 
 import contextvars
 import logging
-import math
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Coroutine, Generator, Iterable
 from queue import Empty, SimpleQueue
 from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
 import anyio
 import anyio.lowlevel
-from anyio.streams.memory import MemoryObjectReceiveStream
 
 from ..config import Config
 from ..errors import ConcurrencyError, ConnectionClosed, NotRunning, UsageError, WrongThread
@@ -42,8 +39,9 @@ from ..protocol import (
     refusal_messages,
     transition,
 )
-from .door import Door, Event
+from .door import Door, Event, Flag
 from .registry import Entry
+from .stream import Stream
 
 T = TypeVar("T")
 
@@ -111,8 +109,17 @@ _END: Final = object()
 class Link:
     """What one view and one connection share. Made on the loop, in the handshake."""
 
-    #: Where the writer takes what is to be sent.
-    outbox: MemoryObjectReceiveStream[Item]  # loop only
+    # A dict of so many attributes has 1.6 kB.
+    __slots__ = (
+        *("_arrived", "_asked", "_awaiting_end", "_batch", "_blocked", "_closed", "_code"),
+        *("_dismissal", "_door", "_dropped", "_given", "_handover", "_hung_up", "_inbound"),
+        *("_inbox_ended", "_is_writing", "_levels", "_lock", "_moved", "_moved_bytes"),
+        *("_on_loop", "_outbound", "_outbox_bytes", "_outbox_messages", "_posted"),
+        *("_posted_bytes", "_reason", "_received", "_received_bytes", "_receiving", "_room"),
+        *("_sent_in_turn", "_state", "_taken", "_taken_bytes", "_waiting", "config", "deaf"),
+        *("ending", "entry", "inline", "over", "patience", "settled", "start_task"),
+        *("start_writer", "timed_out", "view_thread"),
+    )
 
     def __init__(self, door: Door, config: Config, entry: Entry | None = None) -> None:
         self._door = door  # set once
@@ -138,10 +145,10 @@ class Link:
         self._handover: SimpleQueue[list[Any]] = SimpleQueue()  # the loop puts, the thread gets
 
         # Loop only. Bounded by deliver, which sees what the thread was handed as well.
-        self._inbound, self._inbox = anyio.create_memory_object_stream[str | bytes](math.inf)
+        self._inbound: Stream[str | bytes] = Stream()
         self._inbox_ended = False  # loop only: the end has been handed over
-        self._waiting = False  # loop only: the thread asked and got nothing yet
-        self._on_loop = False  # loop only: the view is async
+        # Loop only: the view is async; the thread asked and got nothing yet; a writer is at it.
+        self._on_loop = self._waiting = self._is_writing = False
         self._arrived: Event | None = None  # loop only: what an async view waits for
         self._given: str | bytes | None = None  # loop only: what it was given while it waited
         self._received = self._received_bytes = 0  # loop only: all that _taken will come to
@@ -149,13 +156,13 @@ class Link:
 
         # The bound is kept by _fits, which sees what is still at the door as well; a limit of
         # the stream's own could only lose a message that was accepted already.
-        self._outbound, self.outbox = anyio.create_memory_object_stream[Item](math.inf)  # loop only
+        self._outbound: Stream[Item] = Stream()  # loop only
         self._moved = self._moved_bytes = 0  # loop only: of _posted, those that reached the loop
         self._outbox_messages = self._outbox_bytes = 0  # loop only: in the stream or being sent
         # Loop only: tickets in the stream without a message; sends of an async view.
         self._dropped = self._sent_in_turn = 0
         # Whom to wake, and the size that must fit. Threads append, the loop pops.
-        self._blocked: deque[tuple[Callable[[], object], int]] = deque()
+        self._blocked: list[tuple[Callable[[], object], int]] = []
 
         #: The thread of the handshake, in which a plain view runs.
         self.view_thread: int = 0  # set once, by that thread
@@ -163,16 +170,18 @@ class Link:
         self.deaf: bool = False  # loop only
         #: Loop only. Starts an async view; set by the connection, while it has no view yet.
         self.start_task: Callable[[AsyncView], None] | None = None
+        #: Loop only. Starts a writer, which takes what is to be sent until nothing is.
+        self.start_writer: Callable[[], None] | None = None
         #: Loop only. Hands a message to the server without a task; returns what is left to the
         #: writer. None where that is not known to be safe, and before the accept.
         self.inline: Callable[[ASGIMessage], Outbound | None] | None = None
-        self.settled: anyio.Event = anyio.Event()  # loop only: the handshake has its answer
-        self.ending: anyio.Event = anyio.Event()  # loop only: nothing but goodbye is left to say
+        self.settled: Flag = Flag()  # loop only: the handshake has its answer
+        self.ending: Flag = Flag()  # loop only: nothing but goodbye is left to say
         #: Seconds that the goodbye may take.
         self.patience: float = config.send_timeout  # loop only, once accepted
         self.timed_out: bool = False  # loop only: a view's send came to its deadline
         #: The last word is said, or nobody is there.
-        self.over: anyio.Event = anyio.Event()  # loop only
+        self.over: Flag = Flag()  # loop only
 
     # -- any thread ---------------------------------------------------------------------------
 
@@ -207,7 +216,7 @@ class Link:
 
     def statistics(self) -> dict[str, Any]:
         """Any thread. What lies in the two streams, as anyio reports it."""
-        return {"inbound": self._inbox.statistics(), "outbound": self.outbox.statistics()}
+        return {"inbound": self._inbound.statistics(), "outbound": self._outbound.statistics()}
 
     def accept(self, message: ASGIMessage) -> None:
         """Any thread. Accept the connection; does not wait for the loop."""
@@ -518,7 +527,7 @@ class Link:
     def _unblock(self, _: None) -> None:
         """Loop. Let those senders go on for whom there is room."""
         for _turn in range(len(self._blocked)):
-            wake, size = self._blocked.popleft()
+            wake, size = self._blocked.pop(0)
             if self._state is not State.OPEN or self._fits(size, low_water=True):
                 wake()
             else:
@@ -573,7 +582,7 @@ class Link:
         """Loop. What an async view gets next, if it is there."""
         data, self._given = self._given, None
         if data is None and self._received != self._taken:
-            data = self._inbox.receive_nowait()
+            data = self._inbound.take()
         return data
 
     def _at_end(self) -> bool:
@@ -677,7 +686,7 @@ class Link:
             self._given = data
             self._arrived.set()
         else:
-            self._inbound.send_nowait(data)
+            self._inbound.put(data)
         return True
 
     async def deliver_when_room(self, data: str | bytes, size: int) -> None:
@@ -699,7 +708,7 @@ class Link:
         self._given = None
         try:
             while True:
-                batch.append(self._inbox.receive_nowait())
+                batch.append(self._inbound.take())
         except anyio.WouldBlock:
             pass
         if end:
@@ -753,7 +762,7 @@ class Link:
             # Empty places are bounded too (I6): put back what still waits, in its order.
             waiting = self._drain_outbox()
             for item in waiting:
-                self._outbound.send_nowait(item)
+                self._outbound.put(item)
 
     def redeem(self, ticket: Ticket) -> ASGIMessage | None:
         """Writer. The message of a ticket; None if it was dropped."""
@@ -783,7 +792,18 @@ class Link:
     def _enqueue(self, left: Outbound, size: int) -> None:
         self._outbox_messages += 1
         self._outbox_bytes += size
-        self._outbound.send_nowait((left, size))
+        self._outbound.put((left, size))
+        if not self._is_writing and self.start_writer is not None:
+            self._is_writing = True
+            self.start_writer()
+
+    def next_outbound(self) -> Item | None:
+        """Writer. What is to be sent next; None if nothing is, and the writer is over."""
+        try:
+            return self._outbound.take()
+        except (anyio.WouldBlock, anyio.EndOfStream, anyio.ClosedResourceError):
+            self._is_writing = False
+            return None
 
     def written(self, size: int) -> None:
         """Loop. The server has taken a message of *size* bytes."""
@@ -876,9 +896,8 @@ class Link:
         self._end_inbox()
         self._drop_outbox()
         self._outbound.close()
-        self.outbox.close()
         self._unblock(None)
-        for event in (self.settled, self.ending, self.over):
+        for event in (self.over, self.ending, self.settled):
             event.set()
 
     def time_out_handshake(self, refusal: PlainResponse) -> bool:
@@ -899,7 +918,6 @@ class Link:
             self._inbox_ended = True
             self.hand_over_all(end=True)
             self._inbound.close()
-            self._inbox.close()
             if self._room is not None:
                 self._room.set()
             if self._arrived is not None:
@@ -920,7 +938,7 @@ class Link:
         waiting: list[Item] = []
         try:
             while True:
-                left, size = self.outbox.receive_nowait()
+                left, size = self._outbound.take()
                 if not isinstance(left, Ticket) or left.message is not None:
                     waiting.append((left, size))
         except (anyio.WouldBlock, anyio.EndOfStream, anyio.ClosedResourceError):

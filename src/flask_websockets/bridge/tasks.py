@@ -1,4 +1,4 @@
-"""Both sides. The task of an async view."""
+"""Both sides. Tasks that belong to nobody, and calls that come later."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def run_on_the_loop(
         finally:
             over.set()
 
-    door.post(lambda _: ViewTask(run_and_tell, contextvars.Context()), None)
+    door.post(lambda _: FreeTask(run_and_tell, contextvars.Context()), None)
     over.wait(timeout)
 
 
-class ViewTask:
+class FreeTask:
     """Loop. A task that belongs to nobody: nobody has to wait for it without end (I9).
 
     :param run: what it runs.
@@ -106,6 +106,48 @@ class ViewTask:
         try:
             await self._coroutine
         except Exception:
-            logger.exception("An async view's task failed; this is a bug, please report it")
+            logger.exception("A task of a connection failed; this is a bug, please report it")
         finally:
             self._coroutine = None
+
+
+class Alarm:
+    """Loop. One call that comes later, unless another takes its place or it is taken back."""
+
+    __slots__ = ("_scope", "_timer")
+
+    def __init__(self) -> None:
+        self._timer: asyncio.TimerHandle | None = None  # on asyncio
+        self._scope: anyio.CancelScope | None = None  # on trio
+
+    def set(self, seconds: float, call: Callable[[], object]) -> None:
+        """Have *call* called when so many seconds have passed, instead of what was to be."""
+        self.cancel()
+        context = contextvars.Context()
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            import trio
+
+            self._scope = anyio.CancelScope()
+            trio.lowlevel.spawn_system_task(
+                _call_later, self._scope, seconds, call, context=context
+            )
+        else:
+            self._timer = loop.call_later(seconds, call, context=context)
+
+    def cancel(self) -> None:
+        """Have nothing called."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        elif self._scope is not None:
+            self._scope.cancel()
+            self._scope = None
+
+
+async def _call_later(scope: anyio.CancelScope, seconds: float, call: Callable[[], object]) -> None:
+    with scope:
+        await anyio.sleep(seconds)
+    if not scope.cancel_called:
+        call()

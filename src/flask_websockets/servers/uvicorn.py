@@ -141,7 +141,6 @@ class InlineSend:
     there is some, one step takes the message to the transport.
 
     :param is_writable: says whether there is room.
-    :param write: what writes data frames past ``send``, if anything does.
     """
 
     def __init__(
@@ -152,15 +151,20 @@ class InlineSend:
     ) -> None:
         self._send = cast(Callable[[Any], Coroutine[Any, Any, None]], send)
         self._is_writable = is_writable
-        self._write = write
+        #: Writes data frames past ``send``, if anything does.
+        self.write = write
         # The step runs where the writer task would have run it: with its context variables.
         self._context = contextvars.copy_context()
+
+    def write_frames(self, protocol: Any) -> None:
+        """Write data frames past ``send``, if *protocol* is accepted, and all as we know it."""
+        self.write = frame_writer_of(protocol)
 
     def __call__(self, message: ASGIMessage) -> ASGIMessage | Rest | None:
         """Send *message*; return what is left to a task, None if nothing is."""
         if not self._is_writable():
             return message
-        if self._write is not None and self._write(message):
+        if self.write is not None and self.write(message):
             return None
         sending = self._send(message)
         try:
@@ -195,7 +199,7 @@ class _Suspended:
 
 
 def inline_of(protocol: Any) -> InlineSend:
-    """How the messages of an accepted connection are sent without a task."""
+    """How the messages of a connection are sent without a task."""
     return InlineSend(protocol.send, protocol.writable.is_set, frame_writer_of(protocol))
 
 
