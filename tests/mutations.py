@@ -169,8 +169,7 @@ MUTATIONS = (
         module="asgi.py",
         old="        if refusal is not None:\n",
         new="        if refusal is not None:\n"
-        "            environ = build_environ(scope)\n"
-        "            self._connect(runtime, scope, environ, receive, send)\n",
+        "            await self._start(runtime, entry, scope, receive, send)\n",
         test="test_asgi.py::test_i3_above_the_limit_503_without_a_thread",
         reason="A handshake that is turned away has taken a thread first.",
     ),
@@ -268,14 +267,10 @@ MUTATIONS = (
         name="goodbye-in-except",
         invariant="I5",
         module="views.py",
-        old="""    finally:
-        # In finally, not in except: SystemExit closes with 1011 as well (I5).
-        if link.state is State.OPEN:
-            link.close(code, reason)
+        old="""            # In finally: SystemExit closes with 1011 as well (I5).
+            if link.state is State.OPEN:
 """,
-        new="""    except Exception:
-        link.close(code, reason)
-        raise
+        new="""            if link.state is State.OPEN and isinstance(raised, Exception):
 """,
         test="test_mutation_gaps.py::test_i5_a_view_that_exits_closes_1011_behind_any_middleware",
         reason="SystemExit in a view closes as if the view had returned.",
@@ -586,7 +581,7 @@ MUTATIONS = (
         invariant="I8",
         module="bridge/threads.py",
         old="    thread.start()\n    assert thread.ident is not None  # it has started\n",
-        new="""    globals().setdefault("_pool", HttpPool(40)).submit(prefer_the_loop_and_run)
+        new="""    globals().setdefault("_pool", HttpPool(40)).submit(run)
     return 0
 """,
         test="test_asgi.py::test_i8_blocked_views_do_not_starve_http",
@@ -636,8 +631,8 @@ MUTATIONS = (
         name="views-keep-the-process",
         invariant="I9",
         module="bridge/threads.py",
-        old="target=target, name=name, daemon=True",
-        new="target=target, name=name, daemon=False",
+        old="args=(run, yields), name=name, daemon=True",
+        new="args=(run, yields), name=name, daemon=False",
         test="test_mutation_gaps.py::test_i9_view_and_http_threads_are_daemons",
         reason="A view in time.sleep(600) keeps the process alive.",
     ),
@@ -833,8 +828,8 @@ MUTATIONS = (
         name="raise-is-a-normal-end",
         invariant="I12",
         module="views.py",
-        old="code, reason = 1011, ",
-        new="code, reason = 1000, ",
+        old="code, reason = self._link, 1011, ",
+        new="code, reason = self._link, 1000, ",
         test="test_views.py::test_i12_a_view_that_raises_closes_1011",
         reason="A view that raises closes as if it had returned.",
     ),

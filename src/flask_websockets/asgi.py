@@ -98,86 +98,61 @@ class Application:
 
         The limits that hold for everybody are settled here, before any thread is taken.
         """
-        runtime, config = self._runtime(self._config), self._config
+        runtime = self._runtime(self._config)
         if (await receive())["type"] != "websocket.connect":
             return  # the client left before we came to it
         entry = Entry(runtime.registry, scope["path"], _peer(scope), scope.get("extensions"))
-        refusal = runtime.admit(config, entry)
+        refusal = runtime.admit(self._config, entry)
         if refusal is not None:
             await self._turn_away(scope, send, refusal)
             return
         try:
-            try:
-                environ = _upgrade(scope).environ or build_environ(scope)
-            except ValueError as error:
-                await self._turn_away(scope, send, plain_response(400, str(error)))
+            connection = await self._start(runtime, entry, scope, receive, send)
+            if isinstance(connection, Connection):
+                await runtime.serve(connection)
+            else:
+                await self._turn_away(scope, send, connection)
                 return
-            await self._admitted(runtime, entry, scope, environ, receive, send)
         finally:
             runtime.discharge()
-
-    async def _admitted(
-        self,
-        runtime: Runtime,
-        entry: Entry,
-        scope: Scope,
-        environ: WSGIEnviron,
-        receive: Receive,
-        send: Send,
-    ) -> None:
-        slots = self._slots(runtime)
-        if not await _acquired(slots, self._config.handshake_timeout):
-            await self._turn_away(scope, send, runtime.refuse_handshake(self._config, entry))
-            return
-        if runtime.draining:
-            slots.release()
-            await self._turn_away(scope, send, runtime.refuse_draining(entry))
-            return
-        held = True
-
-        def handshake_done() -> None:
-            nonlocal held
-            if held:
-                held = False
-                slots.release()
-
-        try:
-            connection = self._connect(runtime, entry, scope, environ, receive, send)
-            if connection is None:
-                await self._turn_away(scope, send, runtime.refuse_thread(entry))
-                return
-            await runtime.serve(connection, handshake_done)
-        finally:
-            handshake_done()
         upgrade = _upgrade(scope)
         if upgrade.on_error is not None and connection.view.error is not None:
             upgrade.on_error(connection.view.error)
 
-    def _connect(
-        self,
-        runtime: Runtime,
-        entry: Entry,
-        scope: Scope,
-        environ: WSGIEnviron,
-        receive: Receive,
-        send: Send,
-    ) -> Connection | None:
-        """Start the view of a handshake; None if the system has no thread for it."""
-        upgrade = _upgrade(scope)
-        link = Link(runtime.door, self._config, entry)
-        connection = Connection(link, runtime.counters, scope, receive, send)
-        offered = [name.strip() for name in scope.get("subprotocols") or ()]
-        app = upgrade.app or self._wsgi_app
-        # A copy: middleware's variables are seen in the view, and the view's nowhere else.
-        context = contextvars.copy_context()
-        run = partial(context.run, self._answer, app, environ, link, offered)
+    async def _start(
+        self, runtime: Runtime, entry: Entry, scope: Scope, receive: Receive, send: Send
+    ) -> Connection | PlainResponse:
+        """Start the view of a handshake that was admitted; or what it is refused with."""
         try:
-            over = partial(runtime.view_over, connection)
-            connection.view.start(run, over, runtime.finishing)
+            environ = _upgrade(scope).environ or build_environ(scope)
+        except ValueError as error:
+            return plain_response(400, str(error))
+        slots = self._slots(runtime)
+        if not await _acquired(slots, self._config.handshake_timeout):
+            return runtime.refuse_handshake(self._config, entry)
+        if runtime.draining:
+            slots.release()
+            return runtime.refuse_draining(entry)
+        link = Link(runtime.door, self._config, entry)
+        connection = Connection(link, runtime.counters, receive, send, slots)
+        try:
+            self._start_view(runtime, connection, scope, environ)
         except RuntimeError:
             link.lose(1013)
-            return None
+            connection.end_handshake()
+            return runtime.refuse_thread(entry)
         return connection
+
+    def _start_view(
+        self, runtime: Runtime, connection: Connection, scope: Scope, environ: WSGIEnviron
+    ) -> None:
+        offered = [name.strip() for name in scope.get("subprotocols") or ()]
+        app = _upgrade(scope).app or self._wsgi_app
+        # A copy: middleware's variables are seen in the view, and the view's nowhere else.
+        context = contextvars.copy_context()
+        run = partial(context.run, self._answer, app, environ, connection.link, offered)
+        over = partial(runtime.view_over, connection)
+        connection.view.start(run, over, runtime.finishing)
 
     def _adapter(self, runtime: Runtime) -> HttpAdapter:
         if self._http is None or self._http[0] is not runtime:

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import anyio
 
 from .bridge import Alarm, Link
 from .counters import Counters
-from .environ import Scope, WSGIEnviron
+from .environ import WSGIEnviron
 from .protocol import LOGIN_OVER, message_bytes, plain_response, unavailable
 from .rate import RateLimit
 from .running_view import RunningView
@@ -48,24 +47,27 @@ class Upgrade:
 
 
 class Connection:
-    """One WebSocket connection, from its handshake to the end of its view."""
+    """One WebSocket connection, from its handshake to the end of its view.
+
+    :param slots: of handshakes at the same time; it has one.
+    """
 
     def __init__(
         self,
         link: Link,
         counters: Counters,
-        scope: Scope,
         receive: Receive,
         send: Send,
+        slots: anyio.Semaphore,
     ) -> None:
         self.link = link
         self.counters = counters
-        self._scope = scope
         self._receive = receive
         self._protocol = uvicorn.protocol_of(send)
         self.reading = anyio.CancelScope()
         self._alarm = Alarm()  # for the handshake, for the login's age, for the goodbye
         self._writer = Writer(self, send)
+        self._slots: anyio.Semaphore | None = slots  # one is held until the handshake's end
         self._idle = False  # the reader has nothing in its hands
         self._rate: RateLimit | None = None  # the reader's, where there is a limit
         self._pause_ends: float | None = None  # the reader's, where a message waits for the rate
@@ -77,14 +79,35 @@ class Connection:
         """uvicorn's protocol object, where it is uvicorn that calls us."""
         return self._protocol
 
-    async def run(self, handshake_done: Callable[[], None]) -> None:
+    async def run(self) -> None:
         """Serve the connection until it is over and its view has ended, or is reported."""
+        link = self.link
+        self._writer.follow()
+        link.settled.then(self._settle)
+        link.ending.then(self._await_goodbye)
+        link.over.then(self.reading.cancel)
+        self._alarm.set(link.config.handshake_timeout, self._time_out_handshake)
         try:
-            await self._converse(handshake_done)
+            try:
+                await self._read()
+                await link.over.wait()
+            finally:
+                # Whatever ends this task, the server's cancellation included, ends the link (I5).
+                link.lose(1006)
+                self._alarm.cancel()
+                self._writer.leave()
+                if self._protocol is not None:
+                    uvicorn.take_from(self._protocol, None)
             await self.view.wait()
         except anyio.get_cancelled_exc_class():
             self.view.abandon()  # the server cancels us; the link is closed by now
             raise
+
+    def end_handshake(self) -> None:
+        """Let the next one have its handshake. Idempotent."""
+        if self._slots is not None:
+            self._slots.release()
+            self._slots = None
 
     def cut(self) -> None:
         """End a connection whose peer takes nothing any more (I11)."""
@@ -105,25 +128,6 @@ class Connection:
         )
         self.cut()
 
-    async def _converse(self, handshake_done: Callable[[], None]) -> None:
-        """Reader. From the handshake to the goodbye."""
-        link = self.link
-        self._writer.follow()
-        link.settled.then(partial(self._settle, handshake_done))
-        link.ending.then(self._await_goodbye)
-        link.over.then(self.reading.cancel)
-        self._alarm.set(link.config.handshake_timeout, self._time_out_handshake)
-        try:
-            await self._read()
-            await link.over.wait()
-        finally:
-            # Whatever ends this task, the server's cancellation included, ends the link (I5).
-            link.lose(1006)
-            self._alarm.cancel()
-            self._writer.leave()
-            if self._protocol is not None:
-                uvicorn.take_from(self._protocol, None)
-
     def _time_out_handshake(self) -> None:
         link = self.link
         if link.time_out_handshake(unavailable("The handshake took too long.")):
@@ -135,9 +139,9 @@ class Connection:
                 *(link.entry, link.config.handshake_timeout),
             )
 
-    def _settle(self, handshake_done: Callable[[], None]) -> None:
+    def _settle(self) -> None:
         """The handshake has its answer."""
-        handshake_done()
+        self.end_handshake()
         self._alarm.cancel()
         if self.link.entry.max_age is not None:
             self._alarm.set(self.link.entry.max_age, self._expire)

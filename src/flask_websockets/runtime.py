@@ -111,14 +111,14 @@ class Runtime:
         """An admitted connection is over."""
         self._admitted -= 1
 
-    async def serve(self, connection: Connection, handshake_done: Callable[[], None]) -> None:
+    async def serve(self, connection: Connection) -> None:
         """Serve one connection whose view has been started."""
         if connection.protocol is not None:
             self._watch.add(connection.protocol)
         self.connections.add(connection)
         self._views.add(connection.view)
         try:
-            await connection.run(handshake_done)
+            await connection.run()
         finally:
             self.hub.forget(connection.link)
             self.connections.discard(connection)

@@ -12,11 +12,10 @@ from __future__ import annotations
 import inspect
 import logging
 import sys
-import traceback
-from collections.abc import Callable, Coroutine, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial, wraps
+from traceback import format_exception_only
 from typing import Any
 
 from flask import Flask, Response, current_app, has_request_context, request
@@ -91,7 +90,7 @@ def view_function(route: Route) -> Callable[..., ResponseReturnValue]:
             returned = _begin(partial(route.view, ws, **arguments), ws, handshake, session)
         else:
             try:
-                returned = _run(partial(route.view, **arguments), WebSocket(*common))
+                returned = _run(route.view, WebSocket(*common), arguments)
             finally:
                 session.report()
         if link.state is not State.REFUSED and session.saved:
@@ -123,29 +122,37 @@ def _warn_of_returned(returned: object) -> None:
     )
 
 
-@contextmanager
-def _goodbye(link: Link) -> Iterator[None]:
-    """Say goodbye in the name of a view that runs inside: 1000, 1011 or 4000 + status."""
-    code, reason = 1011, ""
-    try:
-        yield
-        code = 1000
-    except BaseException as raised:
-        error = _unwrap(raised, over=link.state in (State.CLOSED, State.REFUSED))
-        if isinstance(error, HTTPException):
-            status = error.get_response().status_code if error.code is None else error.code
-            code = APPLICATION_CODES + status
-            reason = _cut(error.name)
-        elif error is not None and current_app.debug:
-            reason = _cut("".join(traceback.format_exception_only(error)).strip())
-        if error is raised:
-            raise
-        if error is not None:
-            raise error from None
-    finally:
-        # In finally, not in except: SystemExit closes with 1011 as well (I5).
-        if link.state is State.OPEN:
-            link.close(code, reason)
+class _Goodbye:
+    """Says goodbye in the name of a view that runs inside: 1000, 1011 or 4000 + status."""
+
+    __slots__ = ("_link",)
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, raised: BaseException | None, traceback: object) -> bool:
+        link, code, reason = self._link, 1011, ""
+        try:
+            if raised is None:
+                code = 1000
+                return False
+            error = _unwrap(raised, over=link.state in (State.CLOSED, State.REFUSED))
+            if isinstance(error, HTTPException):
+                status = error.get_response().status_code if error.code is None else error.code
+                code = APPLICATION_CODES + status
+                reason = _cut(error.name)
+            elif error is not None and current_app.debug:
+                reason = _cut("".join(format_exception_only(error)).strip())
+            if error is not None and error is not raised:
+                raise error from None
+            return error is None
+        finally:
+            # In finally: SystemExit closes with 1011 as well (I5).
+            if link.state is State.OPEN:
+                link.close(code, reason)
 
 
 def _cut(reason: str) -> str:
@@ -169,10 +176,10 @@ def _unwrap(error: BaseException, *, over: bool) -> BaseException | None:
     return rest
 
 
-def _run(view: View, ws: WebSocket) -> Any:
+def _run(view: View, ws: WebSocket, arguments: dict[str, Any]) -> Any:
     """View thread. Call a plain view."""
-    with _goodbye(ws.link):
-        returned = view(ws)
+    with _Goodbye(ws.link):
+        returned = view(ws, **arguments)
         if returned is None and ws.link.state is State.CONNECTING:
             ws.accept()
         return returned
@@ -219,7 +226,7 @@ async def _return(value: Any) -> Any:
 
 async def _await(coroutine: Coroutine[Any, Any, Any], ws: AsyncWebSocket) -> Any:
     """Loop. Await an async view."""
-    with _goodbye(ws.link):
+    with _Goodbye(ws.link):
         returned = await coroutine
         if returned is None and ws.link.state is State.CONNECTING:
             await ws.accept()

@@ -95,8 +95,10 @@ class BaseWebSocket:
         """For the extension: what lies between this view and its connection."""
         return self._link
 
-    def _checked_accept(self, subprotocol: str | None, headers: Headers) -> Callable[[], None]:
-        """What accepts the connection, in the handshake's thread, once all is as it should be."""
+    def _checked_accept(
+        self, subprotocol: str | None, headers: Headers
+    ) -> tuple[str | None, list[tuple[str, str]]]:
+        """What the connection is accepted with, once all is as it should be."""
         if subprotocol is None:
             subprotocol = choose_subprotocol(self._offered, self._supported)
         elif validate_token("subprotocol", subprotocol) not in self._offered:
@@ -105,9 +107,10 @@ class BaseWebSocket:
                 f"Subprotocol {subprotocol!r} was not offered: expected one of the client's "
                 f"{len(self._offered)}, or None."
             )
-        return partial(self._accept, subprotocol, validate_headers(headers))
+        return subprotocol, validate_headers(headers)
 
     def _accept(self, subprotocol: str | None, pairs: list[tuple[str, str]]) -> None:
+        """In the handshake's thread."""
         if self._link.state is State.CONNECTING:
             pairs = [*pairs, *self._accept_headers()]
         self._link.accept(
@@ -142,7 +145,8 @@ class WebSocket(BaseWebSocket):
         :raises ValueError: for a subprotocol that was not offered, or a header that may not be
             sent.
         """
-        self._checked_accept(subprotocol, headers)()
+        subprotocol, pairs = self._checked_accept(subprotocol, headers)
+        self._accept(subprotocol, pairs)
 
     def close(self, code: int = 1000, reason: str = "") -> None:
         """Say goodbye, once what was sent before is on its way. Does not wait for the peer.
@@ -297,7 +301,8 @@ class AsyncWebSocket(BaseWebSocket):
         handshake, ``after_request`` functions included.
         """
         self._link.must_be_on_the_loop()
-        await self._handshake.accept(self._checked_accept(subprotocol, headers))
+        checked = self._checked_accept(subprotocol, headers)
+        await self._handshake.accept(partial(self._accept, *checked))
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """Say goodbye; does not wait for the peer. See :meth:`WebSocket.close`."""

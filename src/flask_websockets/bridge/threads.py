@@ -27,16 +27,17 @@ def start_view_thread(run: Callable[[], None], name: str, *, yields: bool = True
     :returns: the thread's ident.
     :raises RuntimeError: if the system has no thread left.
     """
-
-    def prefer_the_loop_and_run() -> None:
-        yield_to_the_loop()
-        run()
-
-    target = prefer_the_loop_and_run if yields else run
-    thread = threading.Thread(target=target, name=name, daemon=True)
+    thread = threading.Thread(target=_run_view, args=(run, yields), name=name, daemon=True)
     thread.start()
     assert thread.ident is not None  # it has started
     return thread.ident
+
+
+def _run_view(run: Callable[[], None], yields: bool) -> None:
+    """Thread."""
+    if yields:
+        yield_to_the_loop()
+    run()
 
 
 class HttpPool:
