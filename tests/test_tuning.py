@@ -49,6 +49,7 @@ async def stop(came, told, task):
 async def main():
     running = await lifespan()
     found["frozen"], found["slots"] = gc.get_freeze_count(), slots()
+    found["thresholds"] = gc.get_threshold()
     came = asyncio.Queue()
     came.put_nowait({"type": "websocket.connect"})
     told = asyncio.Queue()
@@ -77,8 +78,10 @@ def served(switch):
 
 def test_a_server_tunes_its_process_once():
     """What was loaded is frozen, once; view threads yield; the kernel's table is large."""
-    found = served("on")
+    found, before = served("on"), served("off")["thresholds"]
     assert found["frozen"] > 10_000
+    old = tuning.OLD_THRESHOLD if before[2] == tuning.USUAL_THRESHOLD else before[2]
+    assert found["thresholds"] == [*before[:2], old]
     assert found["again"] <= found["frozen"]
     if found["slots"] is not None and found["slots"] >= 0:  # since Linux 6.16
         assert found["slots"] == tuning.FUTEX_SLOTS
@@ -89,6 +92,7 @@ def test_switched_off_nothing_is_asked_for():
     """WEBSOCKETS_TUNE_PROCESS = False leaves kernel and interpreter as they are."""
     found = served("off")
     assert found["frozen"] == found["again"] == 0
+    assert found["thresholds"][2] != tuning.OLD_THRESHOLD
     assert found["slots"] != tuning.FUTEX_SLOTS
     assert found["policy"] in (0, None)  # SCHED_OTHER
 
@@ -117,6 +121,19 @@ def test_a_sandbox_that_refuses(monkeypatch):
 
     monkeypatch.setattr("os.sched_setscheduler", refuse)
     tuning.yield_to_the_loop()
+
+
+def test_thresholds_of_the_applications_own_stay():
+    """Who has set the collector's thresholds keeps them."""
+    script = (
+        "import gc\n"
+        "from flask_websockets.bridge import tuning\n"
+        "gc.set_threshold(5000, 20, 30)\n"
+        "tuning.spare_the_collector()\n"
+        "print(gc.get_threshold()[2])\n"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=TIMEOUT)
+    assert run.stdout.strip() == b"30"
 
 
 def test_the_collector_still_collects():
