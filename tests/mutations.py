@@ -1442,6 +1442,27 @@ MUTATIONS = (
         reason="A message that is taken where it comes is not counted for the rate.",
     ),
     Mutation(
+        name="writer-kept-in-a-circle",
+        invariant="fast",
+        module="connection.py",
+        old="        writer = Writer(self, self._send)  # not kept: it has the connection\n",
+        new="        writer = self._writer = Writer(self, self._send)\n",
+        test="test_idle.py::test_a_connection_leaves_no_circle",
+        reason="Each connection waits for the collector, with all that it had.",
+    ),
+    Mutation(
+        name="stream-for-an-idle-connection",
+        invariant="fast",
+        module="writer.py",
+        old="        while (item := link.next_outbound()) is not None:\n",
+        new="        while True:\n"
+        "            if (item := link.next_outbound()) is None:\n"
+        "                await anyio.sleep(0.01)\n"
+        "                continue\n",
+        test="test_idle.py::test_an_idle_connection_has_one_task",
+        reason="A writer stays while nothing is to be written.",
+    ),
+    Mutation(
         name="fast-paths-for-ever",
         invariant="fast",
         module="writer.py",

@@ -119,7 +119,7 @@ THE_LAW = {
     ),
     "writer": Law(
         LOOP,
-        {"bridge", "servers.uvicorn"},
+        {"bridge", "servers.lean", "servers.uvicorn"},
         {"anyio.lowlevel", "contextvars"},
     ),
     "runtime": Law(
@@ -137,6 +137,7 @@ THE_LAW = {
         {"anyio", "anyio.lowlevel", "asgiref.wsgi"},
     ),
     "servers.frames": Law(LOOP, {"bridge", "protocol"}),
+    "servers.lean": Law(LOOP, set(), {"asyncio"}),
     "servers.uvicorn": Law(LOOP, {"bridge", "servers.frames"}, {"asyncio", "contextvars", "h11"}),
     # View side: blocking code in a thread of Flask's. Never touches the loop.
     "views": Law(
@@ -420,7 +421,7 @@ class TestSides:
         """Nobody makes a module two-sided by changing its row alone."""
         assert set(on(LOOP)) == {
             *("asgi", "channels", "connection", "http", "running_view", "runtime"),
-            *("servers.draining", "servers.frames", "servers.uvicorn", "writer"),
+            *("servers.draining", "servers.frames", "servers.lean", "servers.uvicorn", "writer"),
         }
         assert set(on(VIEW)) == {"answers", "rights", "views", "websocket"}
         assert set(on(ANY)) == {"extension", "servers.listen", "signals", "subscription"}

@@ -66,7 +66,7 @@ class Connection:
         self._protocol = uvicorn.protocol_of(send)
         self.reading = anyio.CancelScope()
         self._alarm = Alarm()  # for the handshake, for the login's age, for the goodbye
-        self._writer = Writer(self, send)
+        self._send = send
         self._slots: anyio.Semaphore | None = slots  # one is held until the handshake's end
         self._idle = False  # the reader has nothing in its hands
         self._rate: RateLimit | None = None  # the reader's, where there is a limit
@@ -82,7 +82,8 @@ class Connection:
     async def run(self) -> None:
         """Serve the connection until it is over and its view has ended, or is reported."""
         link = self.link
-        self._writer.follow()
+        writer = Writer(self, self._send)  # not kept: it has the connection
+        writer.follow()
         link.settled.then(self._settle)
         link.ending.then(self._await_goodbye)
         link.over.then(self.reading.cancel)
@@ -95,7 +96,7 @@ class Connection:
                 # Whatever ends this task, the server's cancellation included, ends the link (I5).
                 link.lose(1006)
                 self._alarm.cancel()
-                self._writer.leave()
+                writer.leave()
                 if self._protocol is not None:
                     uvicorn.take_from(self._protocol, None)
             await self.view.wait()

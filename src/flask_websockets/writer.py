@@ -14,6 +14,7 @@ import anyio.lowlevel
 
 from .bridge import Alarm, ASGIMessage, FreeTask, Rest, Ticket
 from .servers import uvicorn
+from .servers.lean import forget_handshake, lighten
 
 if TYPE_CHECKING:
     from .connection import Connection
@@ -47,8 +48,9 @@ class Writer:
         """Send what the link has from here on."""
         link = self._connection.link
         link.start_writer = self._start
-        if self._inline is not None:
+        if self._inline is not None and link.config.fast_paths:
             link.inline = self._accept_at_once
+            lighten(self._connection.protocol)
 
     def leave(self) -> None:
         """Send nothing any more."""
@@ -129,5 +131,6 @@ class Writer:
         if self._inline is None or link.deaf or not link.config.fast_paths:
             return
         self._inline.write_frames(connection.protocol)
+        forget_handshake(connection.protocol)
         link.inline = self._inline
         uvicorn.take_from(connection.protocol, connection.take)
