@@ -119,7 +119,7 @@ THE_LAW = {
     ),
     "writer": Law(
         LOOP,
-        {"bridge", "servers.lean", "servers.uvicorn"},
+        {"bridge", "servers.frames", "servers.lean", "servers.uvicorn"},
         {"anyio.lowlevel", "contextvars"},
     ),
     "runtime": Law(

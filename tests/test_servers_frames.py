@@ -24,11 +24,22 @@ from websockets.uri import parse_uri
 from flask_websockets import WebSockets
 from flask_websockets.protocol import SharedMessage
 from flask_websockets.servers.frames import frame_writer_of
-from flask_websockets.servers.uvicorn import InlineSend, inline_of, limit_frames, take_from
+from flask_websockets.servers.uvicorn import inline_of, limit_frames, take_from
 
 from .test_servers_uvicorn import Transport, finish
 
 CLASSES = [WSProtocol, WebSocketsSansIOProtocol]
+
+
+def sender(protocol, rest=None):
+    """What sends on *protocol* without a task: frames, and by *rest* what is left of it."""
+    return frame_writer_of(protocol, inline_of(protocol) if rest is None else rest).send
+
+
+def never(message):
+    """Stands for the rest where there must be none."""
+    raise AssertionError(message)
+
 
 #: What clients offer: nothing; what browsers do; each side without a window; a small window.
 OFFERS = {
@@ -136,8 +147,8 @@ def test_the_same_bytes(kind, size, data):
         ours, theirs = await Client().connect(kind), await Client().connect(kind)
         value = "x" * size if data == "text" else os.urandom(size)
         message = {"type": "websocket.send", data: value}
-        assert frame_writer_of(ours.protocol)(SharedMessage(data, value))
-        assert frame_writer_of(ours.protocol)(message)
+        assert sender(ours.protocol, never)(SharedMessage(data, value)) is None
+        assert sender(ours.protocol, never)(message) is None
         await theirs.send(message)
         await theirs.send(message)
         written = [b"".join(client.transport.written) for client in (ours, theirs)]
@@ -153,7 +164,7 @@ async def test_made_once(*clients):
     """Whoever compresses in the same way gets the very same object."""
     message = SharedMessage("text", "a feed of numbers, " * 20)
     for client in clients:
-        assert frame_writer_of(client.protocol)(message)
+        assert sender(client.protocol, never)(message) is None
     written = [client.transport.written[0] for client in clients]
     assert written[1] is written[2] is written[3]
     assert len({id(data) for data in written}) == len(message.frames) == 3
@@ -164,7 +175,7 @@ async def test_made_once(*clients):
 @connected(*OFFERS)
 async def test_every_client_can_read_it(*clients):
     """Shared and own messages, as they come: with a window that goes on, and with none."""
-    inline = [inline_of(client.protocol) for client in clients]
+    inline = [sender(client.protocol) for client in clients]
     chance = random.Random(7)
     expected = [[] for _ in clients]
     for number in range(300):
@@ -187,7 +198,7 @@ async def test_what_does_not_compress_goes_as_it_is(*clients):
     """A message that would only grow is not compressed (RFC 7692, section 6)."""
     noise = os.urandom(300)
     for client in clients:
-        assert frame_writer_of(client.protocol)(SharedMessage("bytes", noise))
+        assert sender(client.protocol, never)(SharedMessage("bytes", noise)) is None
         assert not client.transport.written[0][0] & 0x40
         assert client.read() == [noise]
 
@@ -196,9 +207,9 @@ async def test_what_does_not_compress_goes_as_it_is(*clients):
 async def test_pings_in_between(*clients):
     """A pong that uvicorn sends lies between the messages, in its place."""
     for client in clients:
-        write = frame_writer_of(client.protocol)
+        write = sender(client.protocol, never)
         for number in range(3):
-            assert write(SharedMessage("text", str(number)))
+            assert write(SharedMessage("text", str(number))) is None
             client.conn.send_ping(b"")
             client.write()
         opcodes = [data[0] & 0x0F for data in client.transport.written]
@@ -210,24 +221,74 @@ async def test_pings_in_between(*clients):
 async def test_left_to_uvicorn(*clients):
     """Who is paused, has said goodbye, or is gone gets nothing past uvicorn's send."""
     for client in clients:
-        inline, message = inline_of(client.protocol), SharedMessage("text", "late")
+        left, message = [], SharedMessage("text", "late")
+        send = sender(client.protocol, left.append)
         client.protocol.pause_writing()
-        assert inline(message) is message
+        send(message)
+        assert inline_of(client.protocol)(message) is message
+        paused = sender(client.protocol, left.append)
+        paused(message)
+        assert left == [message, message]
         client.protocol.resume_writing()
+        assert paused(message) is None
+        assert client.read() == ["late"]
         client.conn.send_close(1000)
         client.write()
         client.transport.written.clear()
-        assert inline.write(message) is False
+        send(message)
+        assert left == [message, message, message]
         with pytest.raises(Exception):  # noqa: B017 - each server's own
-            inline(message)
+            inline_of(client.protocol)(message)
         assert not client.transport.written
+
+
+def says_goodbye(client, how):
+    """Have uvicorn end the connection by itself, in one of its ways."""
+    protocol = client.protocol
+    if how == "shutdown":
+        protocol.shutdown()
+    elif how == "keepalive":
+        protocol.keepalive_timeout()
+    elif how == "too-large":
+        client.conn.send_binary(bytes(2000))
+    elif how == "not-utf-8":
+        client.conn.send_text(b"\xff")
+    elif how == "no-frame":
+        protocol.data_received(b"\xf0\x80\0\0\0\0")
+    elif how == "peer":
+        client.conn.send_close(1000)
+    client.write()
+
+
+@pytest.mark.parametrize(
+    "how", ["shutdown", "keepalive", "too-large", "not-utf-8", "no-frame", "peer"]
+)
+@pytest.mark.parametrize("kind", CLASSES)
+def test_uvicorns_goodbyes_close_the_transport(kind, how):
+    """Each of them does so in the same turn: nothing of ours comes behind a close frame."""
+
+    async def main():
+        client = await Client().connect(kind, ws_max_size=1000)
+        left, message = [], SharedMessage("text", "late")
+        send = sender(client.protocol, left.append)
+        says_goodbye(client, how)
+        # wsproto's says nothing where what came was no frame.
+        assert [data[0] for data in client.transport.written] in ([0x88], [])
+        assert client.transport.closing
+        client.transport.written.clear()
+        send(message)
+        assert left == [message]
+        assert not client.transport.written
+        await client.end()
+
+    asyncio.run(main())
 
 
 @connected("none", "browser")
 async def test_a_lost_connection(*clients):
     """Nothing is written to a transport that is gone; uvicorn's send says so."""
     for client in clients:
-        inline = inline_of(client.protocol)
+        inline = sender(client.protocol)
         client.protocol.connection_lost(None)
         with pytest.raises(OSError):
             inline(SharedMessage("text", "late"))
@@ -237,7 +298,7 @@ async def test_a_lost_connection(*clients):
 @connected("browser")
 async def test_only_data_goes_past_send(client):
     """A close frame is uvicorn's own: it waits for the answer to it."""
-    inline = inline_of(client.protocol)
+    inline = sender(client.protocol)
     close = {"type": "websocket.close", "code": 1000, "reason": ""}
     assert inline(close) is None
     assert client.protocol.close_sent
@@ -258,19 +319,20 @@ def test_another_release(kind):
         [extension] = extensions
         for others in ([extension, extension], [SimpleNamespace()]):
             extensions[:] = others
-            assert frame_writer_of(protocol) is None
+            assert frame_writer_of(protocol, never) is None
         extensions[:] = [extension]
         lacks = "_compressor" if kind is WSProtocol else "local_max_window_bits"
         kept = extension.__dict__.pop(lacks)
-        assert frame_writer_of(protocol) is None
+        assert frame_writer_of(protocol, never) is None
         setattr(extension, lacks, kept)
         conn, protocol.conn = protocol.conn, SimpleNamespace()
-        assert frame_writer_of(protocol) is None
+        assert frame_writer_of(protocol, never) is None
         protocol.conn = conn
-        assert frame_writer_of(protocol) is not None
+        assert frame_writer_of(protocol, never) is not None
+        protocol.__class__ = kind  # which does not say when it is paused
+        assert frame_writer_of(protocol, never) is None
         # Without one, the same message takes uvicorn's way.
-        inline = InlineSend(client.send, protocol.writable.is_set, None)
-        assert inline(SharedMessage("text", "hello")) is None
+        assert inline_of(protocol)(SharedMessage("text", "hello")) is None
         assert client.read() == ["hello"]
         await client.end()
 
@@ -282,7 +344,7 @@ def test_no_compressor_while_nothing_of_its_own_is_sent():
 
     async def main():
         client = await Client(OFFERS["browser"]).connect(WebSocketsSansIOProtocol)
-        inline = inline_of(client.protocol)
+        inline = sender(client.protocol)
         [extension] = client.protocol.conn.extensions
         assert extension.encoder._encoder is None
         assert inline({"type": "websocket.send", "text": "own " * 9}) is None

@@ -14,6 +14,7 @@ import anyio.lowlevel
 
 from .bridge import Alarm, ASGIMessage, FreeTask, Rest, Ticket
 from .servers import uvicorn
+from .servers.frames import frame_writer_of
 from .servers.lean import forget_handshake, lighten
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ class Writer:
         link.inline = None
         if self._inline is None or link.deaf or not link.config.fast_paths:
             return
-        self._inline.write_frames(connection.protocol)
+        frames = frame_writer_of(connection.protocol, self._inline)
         forget_handshake(connection.protocol)
-        link.inline = self._inline
+        link.inline = self._inline if frames is None else frames.send
         uvicorn.take_from(connection.protocol, connection.take)

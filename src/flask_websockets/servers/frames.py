@@ -17,10 +17,14 @@ import struct
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, cast
 
-from ..bridge import ASGIMessage
+from ..bridge import ASGIMessage, Outbound
 from ..protocol import SharedMessage
+
+#: Sends a message; returns what is left to a task, None if nothing is.
+Inline = Callable[[ASGIMessage], Outbound | None]
 
 
 def takes_messages(kind: Any) -> Any:
@@ -31,6 +35,20 @@ def takes_messages(kind: Any) -> Any:
         frames: list[bytes]
         #: Loop only. Takes a message past ``receive``; False if it has to go there.
         take: Callable[[str | bytes], bool] | None = None
+        #: Loop only. What writes past ``send``, and has to know when it may not.
+        frame_writer: FrameWriter | None = None
+
+        def pause_writing(self) -> None:
+            """Called by the transport. The peer does not take what is written."""
+            super().pause_writing()
+            if self.frame_writer is not None:
+                self.frame_writer.is_paused = True
+
+        def resume_writing(self) -> None:
+            """Called by the transport."""
+            super().resume_writing()
+            if self.frame_writer is not None:
+                self.frame_writer.is_paused = False
 
         def send_receive_event_to_app(self) -> None:
             """websockets-sansio. A message is whole."""
@@ -98,13 +116,12 @@ class FreshEncoder:
         return flushed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Deflate:
-    """How one connection compresses what it sends."""
+    """How connections compress what they send. There is one for each way: see ``deflate_of``."""
 
     window_bits: int
-    #: Of ``zlib.compressobj``; sorted, so that equal ones are equal.
-    settings: tuple[tuple[str, Any], ...]
+    settings: tuple[tuple[str, Any], ...]  # of ``zlib.compressobj``
 
     def frame(self, opcode: int, payload: bytes) -> bytes:
         """*payload* in a frame, compressed from a fresh start if that makes it smaller."""
@@ -132,27 +149,44 @@ def parts(message: ASGIMessage) -> tuple[int, bytes]:
     return (BINARY, message["bytes"]) if text is None else (TEXT, text.encode())
 
 
+@lru_cache(maxsize=64)  # windows have 8 to 15 bits, and a server one or two settings
+def deflate_of(window_bits: int, *settings: tuple[str, Any]) -> Deflate:
+    """The one object for a way of compressing: messages look by it for their frame."""
+    return Deflate(window_bits, settings)
+
+
 class FrameWriter:
     """Writes the data frames of one connection.
 
+    Each message to each subscriber comes by here, past objects that the processor last saw with the
+    message before: so it looks at no more of them than it must. Whoever says goodbye for uvicorn
+    closes the transport in the same turn (the contract), and who says it for us takes this away.
+
     :param deflate: how it compresses; None if it does not.
     :param forget: has its own compressor start anew, if it has one that goes on.
+    :param rest: sends what is not written here.
     """
 
+    __slots__ = ("_deflate", "_forget", "_rest", "_transport", "is_paused")
+
     def __init__(
-        self, protocol: Any, deflate: Deflate | None, forget: Callable[[], object] | None
+        self,
+        protocol: Any,
+        deflate: Deflate | None,
+        forget: Callable[[], object] | None,
+        rest: Inline,
     ) -> None:
-        self._protocol = protocol
-        self._conn = protocol.conn
-        self._open = protocol.conn.state
+        self._transport = protocol.transport
         self._deflate = deflate
         self._forget = forget
+        self._rest = rest
+        #: Loop only. The peer does not take what is written.
+        self.is_paused: bool = not protocol.writable.is_set()
 
-    def __call__(self, message: ASGIMessage) -> bool:
-        """Write *message*; False if it is left to uvicorn's ``send``, which knows what to do."""
-        protocol = self._protocol
-        if self._conn.state is not self._open or protocol.disconnected:
-            return False
+    def send(self, message: ASGIMessage) -> Outbound | None:
+        """Write *message*, or leave it to ``rest``; return what is left to a task."""
+        if self.is_paused or self._transport.is_closing():
+            return self._rest(message)
         if type(message) is SharedMessage:
             data = message.frames.get(self._deflate)
             if data is None:
@@ -162,9 +196,9 @@ class FrameWriter:
         elif self._deflate is None and message["type"] == "websocket.send":
             data = self._frame(message)
         else:
-            return False
-        protocol.transport.write(data)
-        return True
+            return self._rest(message)
+        self._transport.write(data)
+        return None
 
     def _frame(self, message: ASGIMessage) -> bytes:
         opcode, payload = parts(message)
@@ -173,53 +207,56 @@ class FrameWriter:
         return frame(FIN | opcode, payload)
 
 
-def frame_writer_of(protocol: Any) -> FrameWriter | None:
+def frame_writer_of(protocol: Any, rest: Inline) -> FrameWriter | None:
     """What writes the frames of an accepted connection; None if it is not all as we know it.
 
-    :param protocol: one of uvicorn's WebSocket protocols.
+    :param protocol: one of uvicorn's WebSocket protocols, of a class of ``takes_messages``.
+    :param rest: sends what is not written there.
     """
     try:
         if protocol.conn.state.name != "OPEN" or protocol.disconnected:
             return None
+        if not hasattr(type(protocol), "frame_writer"):
+            return None  # nobody would say when it is paused
         module = type(protocol.conn).__module__
         if module == "websockets.server":
-            return _of_websockets(protocol)
-        if module == "wsproto":
-            return _of_wsproto(protocol)
+            protocol.frame_writer = _of_websockets(protocol, rest)
+        elif module == "wsproto":
+            protocol.frame_writer = _of_wsproto(protocol, rest)
+        return cast("FrameWriter | None", protocol.frame_writer)
     except AttributeError:
-        pass  # another release: uvicorn's own way
-    return None
+        return None  # another release: uvicorn's own way
 
 
-def _of_websockets(protocol: Any) -> FrameWriter | None:
+def _of_websockets(protocol: Any, rest: Inline) -> FrameWriter | None:
     if not protocol.conn.extensions:
-        return FrameWriter(protocol, None, None)
+        return FrameWriter(protocol, None, None, rest)
     [extension, *others] = protocol.conn.extensions
     if others or not _is(extension, "websockets.extensions.permessage_deflate"):
         return None
     bits, settings = extension.local_max_window_bits, extension.compress_settings
-    deflate = Deflate(bits, tuple(sorted(settings.items())))
+    deflate = deflate_of(bits, *sorted(settings.items()))
     if extension.local_no_context_takeover:
-        return FrameWriter(protocol, deflate, None)
+        return FrameWriter(protocol, deflate, None, rest)
     if not hasattr(extension, "encoder"):
         return None
     extension.encoder = encoder = FreshEncoder(bits, settings)
-    return FrameWriter(protocol, deflate, encoder.forget)
+    return FrameWriter(protocol, deflate, encoder.forget, rest)
 
 
-def _of_wsproto(protocol: Any) -> FrameWriter | None:
+def _of_wsproto(protocol: Any, rest: Inline) -> FrameWriter | None:
     extensions = protocol.conn.connection._proto.extensions
     if not extensions:
-        return FrameWriter(protocol, None, None)
+        return FrameWriter(protocol, None, None, rest)
     [extension, *others] = extensions
     if others or not _is(extension, "wsproto.extensions") or extension._compressor is not None:
         return None
-    deflate = Deflate(extension.server_max_window_bits, ())
+    deflate = deflate_of(extension.server_max_window_bits)
 
     def forget() -> None:
         extension._compressor = None  # it makes a new one when it needs one
 
-    return FrameWriter(protocol, deflate, forget)
+    return FrameWriter(protocol, deflate, forget, rest)
 
 
 def _is(extension: Any, module: str) -> bool:

@@ -16,7 +16,7 @@ from typing import Any, cast
 import h11
 
 from ..bridge import ASGIMessage, Rest
-from .frames import FrameWriter, frame_writer_of, takes_messages
+from .frames import takes_messages
 
 _KNOWN = {
     ("uvicorn.protocols.websockets.wsproto_impl", "WSProtocol"),
@@ -147,25 +147,16 @@ class InlineSend:
         self,
         send: Callable[[Any], Awaitable[None]],
         is_writable: Callable[[], bool],
-        write: FrameWriter | None = None,
     ) -> None:
         self._send = cast(Callable[[Any], Coroutine[Any, Any, None]], send)
         self._is_writable = is_writable
-        #: Writes data frames past ``send``, if anything does.
-        self.write = write
         # The step runs where the writer task would have run it: with its context variables.
         self._context = contextvars.copy_context()
-
-    def write_frames(self, protocol: Any) -> None:
-        """Write data frames past ``send``, if *protocol* is accepted, and all as we know it."""
-        self.write = frame_writer_of(protocol)
 
     def __call__(self, message: ASGIMessage) -> ASGIMessage | Rest | None:
         """Send *message*; return what is left to a task, None if nothing is."""
         if not self._is_writable():
             return message
-        if self.write is not None and self.write(message):
-            return None
         sending = self._send(message)
         try:
             waits_for = self._context.run(sending.send, None)
@@ -200,7 +191,7 @@ class _Suspended:
 
 def inline_of(protocol: Any) -> InlineSend:
     """How the messages of a connection are sent without a task."""
-    return InlineSend(protocol.send, protocol.writable.is_set, frame_writer_of(protocol))
+    return InlineSend(protocol.send, protocol.writable.is_set)
 
 
 def abort(protocol: Any) -> None:
