@@ -1388,6 +1388,35 @@ MUTATIONS = (
     ),
     # -- the fast paths: faster, and nothing else --------------------------------------------------
     Mutation(
+        name="a-thread-that-does-not-wait-ends-the-relay",
+        invariant="fast",
+        module="bridge/handover.py",
+        old="        return self._is_awaited\n",
+        new="        return True\n",
+        test="test_handover.py::test_whoever_does_not_wait_is_passed_over",
+        reason="Threads sleep on what they were given, because one before them gave up.",
+    ),
+    Mutation(
+        name="a-thread-that-gives-up-ends-the-relay",
+        invariant="fast",
+        module="bridge/handover.py",
+        old="        finally:\n            self._is_awaited = False",
+        new="        except BaseException:\n            raise\n        else:\n"
+        "            self._is_awaited = False",
+        test="test_handover.py::test_whoever_waited_too_long_passes_on",
+        reason="Threads sleep on what they were given, because one before them was too late.",
+    ),
+    Mutation(
+        name="the-loop-does-not-start-the-relay-again",
+        invariant="fast",
+        module="bridge/handover.py",
+        old="        if len(self._line) == 1:\n            self._at_turn_end()\n",
+        new="        if len(self._line) == 1 and not hasattr(self, 'asked'):\n"
+        "            self.asked = True\n            self._at_turn_end()\n",
+        test="test_handover.py::test_the_loop_is_asked_while_nobody_is_on_the_way",
+        reason="The first line is woken, and no other.",
+    ),
+    Mutation(
         name="own-compressor-goes-on",
         invariant="fast",
         module="servers/frames.py",

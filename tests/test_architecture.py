@@ -67,9 +67,10 @@ THE_LAW = {
     ),
     "bridge.door": Law(
         BOTH,
-        {"errors"},
-        {"anyio", "anyio.lowlevel", "asyncio", "contextvars", "queue", "threading"},
+        {"bridge.handover", "errors"},
+        {"anyio", "anyio.lowlevel", "asyncio", "contextvars", "threading"},
     ),
+    "bridge.handover": Law(BOTH, set(), {"queue"}),
     "bridge.handshake": Law(
         BOTH,
         {"bridge.link", "errors", "protocol"},
@@ -77,7 +78,10 @@ THE_LAW = {
     ),
     "bridge.link": Law(
         BOTH,
-        {"bridge.door", "bridge.registry", "bridge.stream", "config", "errors", "protocol"},
+        {
+            *("bridge.door", "bridge.handover", "bridge.registry", "bridge.stream", "config"),
+            *("errors", "protocol"),
+        },
         {"anyio", "anyio.lowlevel", "contextvars", "queue", "threading"},
         long_because="One lock and one order of messages: the thread's half and the loop's half "
         "are read side by side, and neither can be understood alone.",
@@ -219,7 +223,7 @@ CROSSING_CALLS = {
     *("from_thread", "to_thread", "start_blocking_portal", "sync_to_async", "async_to_sync"),
 }
 MAY_CROSS = {
-    *("bridge", "bridge.door", "bridge.handshake", "bridge.link", "bridge.pipe"),
+    *("bridge", "bridge.door", "bridge.handover", "bridge.handshake", "bridge.link", "bridge.pipe"),
     *(
         "bridge.registry",
         "bridge.tasks",

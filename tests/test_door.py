@@ -6,7 +6,6 @@ import contextvars
 import logging
 import threading
 import time
-from queue import SimpleQueue
 
 import anyio
 import anyio.lowlevel
@@ -14,7 +13,7 @@ import pytest
 
 from flask_websockets import NotRunning
 from flask_websockets.bridge import Door
-from flask_websockets.bridge.door import COMMANDS_PER_TURN, RELEASED_PER_TURN
+from flask_websockets.bridge.door import COMMANDS_PER_TURN
 
 TIMEOUT = 5
 
@@ -119,41 +118,6 @@ def test_the_ring_carries_no_context(run):
         await wait_until(lambda: seen)
         thread.join(TIMEOUT)
         assert seen == ["loop"]
-
-    run(main)
-
-
-def test_hand_over_wakes_the_waiting_thread(run):
-    """A thread that waits on its queue gets what the loop hands over, in order."""
-
-    async def main():
-        door = Door(10)
-        queue: SimpleQueue[int] = SimpleQueue()
-        got = []
-        thread = in_thread(lambda: got.extend(queue.get(timeout=TIMEOUT) for _ in range(3)))
-        for number in range(3):
-            door.hand_over(queue, number)
-        await wait_until(lambda: len(got) == 3)
-        thread.join(TIMEOUT)
-        assert got == [0, 1, 2]
-
-    run(main)
-
-
-def test_a_crowd_of_threads_is_released_in_turns(run):
-    """However many threads wait, each gets what was handed over, and closing forgets none."""
-
-    async def main():
-        door = Door(10)
-        queues = [SimpleQueue() for _ in range(RELEASED_PER_TURN * 3 + 1)]
-        for number, queue in enumerate(queues):
-            door.hand_over(queue, number)
-        await wait_until(lambda: not queues[-1].empty())
-        assert [queue.get_nowait() for queue in queues] == list(range(len(queues)))
-        for number, queue in enumerate(queues):
-            door.hand_over(queue, number)
-        door.close()
-        assert [queue.get_nowait() for queue in queues] == list(range(len(queues)))
 
     run(main)
 

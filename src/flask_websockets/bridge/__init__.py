@@ -10,7 +10,8 @@ The law of this folder:
 ``door.py`` is the door, ``link.py`` what lies between one view and one socket, ``pipe.py`` what
 lies between one HTTP request's thread and the loop, ``threads.py`` the threads themselves.
 A writer and an async view have a task of ``tasks.py``; ``handshake.py`` is for what Flask does in
-a thread. What waits in a link lies in the streams of ``stream.py``.
+a thread. What waits in a link lies in the streams of ``stream.py``; what a thread waits for comes
+by ``handover.py``.
 ``stacks.py`` says for the log where a view is that does not end.
 ``tuning.py`` asks kernel and interpreter for what makes threads cheaper.
 ``registry.py`` knows who is connected, where a limit holds for one address or one user.

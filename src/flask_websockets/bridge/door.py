@@ -10,13 +10,13 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from functools import partial
-from queue import SimpleQueue
 from typing import Any, Protocol, TypeVar
 
 import anyio
 import anyio.lowlevel
 
 from ..errors import NotRunning
+from .handover import Relay
 
 T = TypeVar("T")
 
@@ -25,11 +25,6 @@ logger: logging.Logger = logging.getLogger("flask_websockets")
 #: Commands answered in one turn of the loop. Enough that the ring's cost does not count, few
 #: enough that the sockets get their turn: a publisher in a tight loop must not starve readers.
 COMMANDS_PER_TURN = 500
-
-#: Waiting threads released in one turn. All that are released want the interpreter at once, and
-#: each that does not get it asks again every 5 ms (sys.getswitchinterval()). With 500 echoing
-#: connections 64 were a tenth faster than all; 8 were slower than all.
-RELEASED_PER_TURN = 64
 
 
 class Event(Protocol):
@@ -134,16 +129,16 @@ class Door:
     def __init__(self, max_publishes: int) -> None:
         self._token = token = anyio.lowlevel.current_token().native_token
         self._ring: Callable[[], object]  # set once, before any thread knows the door
-        self._at_turn_end: Callable[..., object] | None  # set once
+        self.relay: Relay  # set once: how threads are woken
         if isinstance(token, asyncio.AbstractEventLoop):
             # Without a context of its own, the ring would carry the ringing view's context
             # variables (its request, its g) into whatever the loop starts from there.
             context = contextvars.Context()
             self._ring = partial(token.call_soon_threadsafe, self._answer, context=context)
-            self._at_turn_end = partial(token.call_soon, self._release, context=context)
+            self.relay = Relay(lambda: token.call_soon(self.relay.start, context=context))
         else:
             self._ring = partial(token.run_sync_soon, self._answer)  # type: ignore[attr-defined]
-            self._at_turn_end = None
+            self.relay = Relay(None)
         self.thread: int = threading.get_ident()  # set once: the loop's own thread
         self._commands: deque[tuple[Callable[[Any], object], Any]] = deque()  # threads append
         self._rung = False  # set by threads, cleared by the loop
@@ -151,7 +146,6 @@ class Door:
         # One entry for each place that is free: pop is atomic, and so is the bound.
         self._slots: deque[None] = deque([None] * max_publishes)  # popped and appended anywhere
         self._waiting: deque[threading.Lock] = deque()  # appended and popped anywhere
-        self._handovers: list[tuple[SimpleQueue[Any], Any]] = []  # loop only
 
     # -- any thread ---------------------------------------------------------------------------
 
@@ -240,19 +234,6 @@ class Door:
                 return False
         return anyio.lowlevel.current_token().native_token is self._token
 
-    def hand_over(self, queue: SimpleQueue[T], item: T) -> None:
-        """Loop. Give *item* to the thread that waits on *queue*, at the end of this turn.
-
-        A thread woken in mid-turn takes the interpreter from the loop, finds nothing more to
-        do and gives it back; woken together at the end, the threads run while the loop polls.
-        """
-        if self._at_turn_end is None:
-            queue.put(item)
-            return
-        if not self._handovers:
-            self._at_turn_end()
-        self._handovers.append((queue, item))
-
     def event(self) -> Event:
         """Loop. What one task can wait for."""
         if isinstance(self._token, asyncio.AbstractEventLoop):
@@ -270,8 +251,8 @@ class Door:
         """Loop. Answer what was posted, and nothing any more."""
         self._shut = True
         self.drain()
-        while self._handovers:
-            self._release()
+        while self.relay.pass_on():
+            pass
         while self._waiting:
             self._waiting.popleft().release()
 
@@ -296,11 +277,3 @@ class Door:
         command, argument = posted
         self.return_slot()
         command(argument)
-
-    def _release(self) -> None:
-        released = self._handovers[:RELEASED_PER_TURN]
-        del self._handovers[:RELEASED_PER_TURN]
-        if self._handovers and self._at_turn_end is not None:
-            self._at_turn_end()
-        for queue, item in released:
-            queue.put(item)

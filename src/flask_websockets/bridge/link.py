@@ -22,7 +22,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Coroutine, Generator, Iterable
-from queue import Empty, SimpleQueue
+from queue import Empty
 from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
 import anyio
@@ -40,6 +40,7 @@ from ..protocol import (
     transition,
 )
 from .door import Door, Event, Flag
+from .handover import Handover
 from .registry import Entry
 from .stream import Stream
 
@@ -142,7 +143,7 @@ class Link:
         self._batch: list[Any] = []  # guarded by _receiving: newest first, so that pop() is next
         self._asked = False  # guarded by _receiving: the loop knows that the thread waits
         self._taken = self._taken_bytes = 0  # guarded by _receiving; the loop reads them
-        self._handover: SimpleQueue[list[Any]] = SimpleQueue()  # the loop puts, the thread gets
+        self._handover: Handover[list[Any]] = Handover(door.relay)  # the loop gives, it gets
 
         # Loop only. Bounded by deliver, which sees what the thread was handed as well.
         self._inbound: Stream[str | bytes] = Stream()
@@ -445,10 +446,10 @@ class Link:
                 self._door.post(self._ask, None)
             except NotRunning:
                 # A loop that stopped in order has handed over the end to every link.
-                if self._handover.empty():
+                if self._handover.is_empty():
                     raise ConnectionClosed(self._code, self._reason) from None
         try:
-            self._batch = self._handover.get(True, timeout)
+            self._batch = self._handover.get(timeout)
         except Empty:
             return False
         self._asked = False
@@ -681,7 +682,7 @@ class Link:
         self._received_bytes += size
         if self._waiting:
             self._waiting = False
-            self._door.hand_over(self._handover, [data])
+            self._handover.give([data])
         elif self._arrived is not None and not held:
             self._given = data
             self._arrived.set()
@@ -718,7 +719,7 @@ class Link:
         if self._on_loop:
             self._handover.put(batch)  # its view looks there as soon as the stream has ended
         else:
-            self._door.hand_over(self._handover, batch)
+            self._handover.give(batch)
 
     def offer(self, message: ASGIMessage, size: int) -> bool:
         """Loop. Take one published message for the peer; False if the outbox is full (I6)."""
