@@ -567,8 +567,10 @@ MUTATIONS = (
         module="asgi.py",
         old="        self._http: tuple[Runtime, HttpAdapter] | None = None\n",
         new="""        self._http = None
-        pool = HttpPool(config.http_threads)
-        globals()["HttpPool"] = lambda size: pool
+        from .bridge.handover import Relay
+
+        pool = HttpPool(config.http_threads, Relay(None))
+        globals()["HttpPool"] = lambda *arguments: pool
         from . import running_view
 
         running_view.start_view_thread = lambda run, name, **how: pool.submit(run)
@@ -581,7 +583,7 @@ MUTATIONS = (
         invariant="I8",
         module="bridge/threads.py",
         old="    thread.start()\n    assert thread.ident is not None  # it has started\n",
-        new="""    globals().setdefault("_pool", HttpPool(40)).submit(run)
+        new="""    globals().setdefault("_pool", HttpPool(40, Relay(None))).submit(run)
     return 0
 """,
         test="test_asgi.py::test_i8_blocked_views_do_not_starve_http",
@@ -591,8 +593,8 @@ MUTATIONS = (
         name="http-on-one-thread",
         invariant="I8",
         module="asgi.py",
-        old="HttpPool(config.http_threads)",
-        new="HttpPool(1)",
+        old="HttpPool(config.http_threads,",
+        new="HttpPool(1,",
         test="test_asgi.py::test_http_runs_in_parallel",
         reason="HTTP requests wait for each other on one thread, as in asgiref.",
     ),
@@ -1508,6 +1510,42 @@ MUTATIONS = (
         new=":",
         test="test_servers_frames.py::test_switched",
         reason="WEBSOCKETS_FAST_PATHS does not switch them off.",
+    ),
+    Mutation(
+        name="responses-that-nobody-hears-of",
+        invariant="fast",
+        module="servers/responses.py",
+        old="    exchange.on_response()\n",
+        new="",
+        test="test_servers_responses.py::test_the_same_bytes_and_the_same_state",
+        reason="A second request on the connection is never begun.",
+    ),
+    Mutation(
+        name="control-characters-in-a-header",
+        invariant="fast",
+        module="servers/responses.py",
+        old="        if _CONTROL.search(value):\n            return False\n",
+        new="",
+        test="test_servers_responses.py::test_left_to_uvicorn",
+        reason="A value passes that uvicorn lets nobody send.",
+    ),
+    Mutation(
+        name="a-busy-pool-holds-up-the-relay",
+        invariant="fast",
+        module="bridge/threads.py",
+        old="            return self._busy <= self._threads\n",
+        new="            return True\n",
+        test="test_threads.py::TestRelay::test_without_a_free_thread_the_relay_goes_on",
+        reason="Views sleep on their messages while every HTTP thread is in a slow view.",
+    ),
+    Mutation(
+        name="http-threads-pass-on-too-late",
+        invariant="fast",
+        module="bridge/threads.py",
+        old="            self._relay.pass_on()\n            run = self._work.popleft()\n",
+        new="            run = self._work.popleft()\n",
+        test="test_threads.py::TestRelay::test_each_passes_on_before_it_works",
+        reason="The third of several slow requests waits for the first.",
     ),
     Mutation(
         name="large-responses-without-deadlines",

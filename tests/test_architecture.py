@@ -96,7 +96,9 @@ THE_LAW = {
         {"bridge.door", "bridge.stacks"},
         {"anyio", "asyncio", "contextvars", "threading", "trio"},
     ),
-    "bridge.threads": Law(BOTH, {"bridge.tuning"}, {"asyncio", "queue", "threading"}),
+    "bridge.threads": Law(
+        BOTH, {"bridge.handover", "bridge.tuning"}, {"asyncio", "queue", "threading"}
+    ),
     # Both sides: one call of the WSGI application, between its thread and the pipe.
     "wsgi": Law(
         BOTH,
@@ -137,11 +139,15 @@ THE_LAW = {
     "running_view": Law(LOOP, {"bridge", "counters"}, {"anyio"}),
     "http": Law(
         LOOP,
-        {"bridge", "config", "counters", "environ", "protocol", "servers.uvicorn", "wsgi"},
+        {
+            *("bridge", "config", "counters", "environ", "protocol", "servers.responses"),
+            *("servers.uvicorn", "wsgi"),
+        },
         {"anyio", "anyio.lowlevel", "asgiref.wsgi"},
     ),
     "servers.frames": Law(LOOP, {"bridge", "protocol"}),
     "servers.lean": Law(LOOP, set(), {"asyncio"}),
+    "servers.responses": Law(LOOP, {"bridge"}),
     "servers.uvicorn": Law(LOOP, {"bridge", "servers.frames"}, {"asyncio", "contextvars", "h11"}),
     # View side: blocking code in a thread of Flask's. Never touches the loop.
     "views": Law(
@@ -425,7 +431,8 @@ class TestSides:
         """Nobody makes a module two-sided by changing its row alone."""
         assert set(on(LOOP)) == {
             *("asgi", "channels", "connection", "http", "running_view", "runtime"),
-            *("servers.draining", "servers.frames", "servers.lean", "servers.uvicorn", "writer"),
+            *("servers.draining", "servers.frames", "servers.lean", "servers.responses"),
+            *("servers.uvicorn", "writer"),
         }
         assert set(on(VIEW)) == {"answers", "rights", "views", "websocket"}
         assert set(on(ANY)) == {"extension", "servers.listen", "signals", "subscription"}

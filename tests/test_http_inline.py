@@ -106,7 +106,10 @@ def run_served(monkeypatch):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("fast", [True, False])
 def test_a_whole_response(run_served, kind, fast):
-    """The same bytes either way; only who sends them differs."""
+    """The same bytes either way; only who sends them differs.
+
+    With an access log: without one they go past ``send`` (test_servers_responses.py).
+    """
 
     async def test(served):
         await served.ask()

@@ -8,6 +8,7 @@ import time
 import pytest
 
 from flask_websockets.bridge import HttpPool, threads
+from flask_websockets.bridge.handover import Handover, Relay
 from flask_websockets.bridge.threads import QUEUED_PER_THREAD
 
 TIMEOUT = 8
@@ -75,7 +76,7 @@ def no_thread(self):
 
 def test_i8_at_most_size_threads(work):
     """Above its size the pool queues; no piece is lost, and none runs twice."""
-    pool = HttpPool(3)
+    pool = HttpPool(3, Relay(None))
     for number in range(20):
         assert pool.submit(work(number))
     wait_until(lambda: work.running == 3)
@@ -90,7 +91,7 @@ def test_i8_at_most_size_threads(work):
 
 def test_one_thread_runs_in_order(work):
     """What waits is run first come, first served."""
-    pool = HttpPool(1)
+    pool = HttpPool(1, Relay(None))
     for number in range(20):
         assert pool.submit(work(number))
     work.go_on.set()
@@ -100,7 +101,7 @@ def test_one_thread_runs_in_order(work):
 
 def test_threads_are_daemons_with_names(work):
     """No request keeps the process alive (I9), and a stack dump says what a thread is for."""
-    pool = HttpPool(2)
+    pool = HttpPool(2, Relay(None))
     for number in range(2):
         pool.submit(work(number))
     wait_until(lambda: work.count() == 2)
@@ -111,7 +112,7 @@ def test_threads_are_daemons_with_names(work):
 
 def test_no_two_threads_have_one_name(work):
     """A name is not given again while a later thread still has its own."""
-    pool, other = HttpPool(2), Work()
+    pool, other = HttpPool(2, Relay(None)), Work()
     pool.submit(other(0))
     wait_until(lambda: other.running == 1)
     pool.submit(work(1))
@@ -127,7 +128,7 @@ def test_no_two_threads_have_one_name(work):
 def test_an_idle_thread_is_used_again(work, monkeypatch):
     """One request after the other needs one thread."""
     monkeypatch.setattr(threads, "IDLE_SECONDS", 0.5)
-    pool = HttpPool(10)
+    pool = HttpPool(10, Relay(None))
     for number in range(10):
         pool.submit(work(number, waits=False))
         wait_until(lambda number=number: work.count() == number + 1 and not pool._busy)
@@ -136,7 +137,7 @@ def test_an_idle_thread_is_used_again(work, monkeypatch):
 
 def test_idle_threads_end_and_others_come(work):
     """A quiet process gives its threads back, and has them again when it needs them."""
-    pool = HttpPool(4)
+    pool = HttpPool(4, Relay(None))
     for round_ in (1, 2):
         for number in range(4):
             assert pool.submit(work(number))
@@ -151,7 +152,7 @@ def test_idle_threads_end_and_others_come(work):
 def test_work_that_comes_as_the_threads_end_is_run(work, monkeypatch):
     """Submitted in the moment in which the last thread gives up waiting, it is not left."""
     monkeypatch.setattr(threads, "IDLE_SECONDS", 0.001)
-    pool = HttpPool(2)
+    pool = HttpPool(2, Relay(None))
     for number in range(300):
         assert pool.submit(work(number, waits=False))
         wait_until(lambda number=number: work.count() == number + 1)
@@ -162,7 +163,7 @@ def test_work_that_comes_as_the_threads_end_is_run(work, monkeypatch):
 
 def test_i6_the_queue_is_bounded(work):
     """What is above the bound is refused, never runs and leaves no trace in the count."""
-    pool = HttpPool(2)
+    pool = HttpPool(2, Relay(None))
     bound = 2 * (1 + QUEUED_PER_THREAD)
     assert all(pool.submit(work(number)) for number in range(bound))
     assert not pool.submit(work(-1))
@@ -179,7 +180,7 @@ def test_work_that_raises_costs_the_pool_nothing(work, monkeypatch):
     """Its place and its thread come back, though nothing should come out of work."""
     seen = []
     monkeypatch.setattr(threading, "excepthook", seen.append)
-    pool = HttpPool(1)
+    pool = HttpPool(1, Relay(None))
 
     def fail():
         raise ValueError("of the work")
@@ -194,7 +195,7 @@ def test_work_that_raises_costs_the_pool_nothing(work, monkeypatch):
 def test_a_thread_keeps_no_request_alive(work, monkeypatch):
     """What it ran is let go when it has run, and not with the next piece."""
     monkeypatch.setattr(threads, "IDLE_SECONDS", 4)
-    pool, gone = HttpPool(1), threading.Event()
+    pool, gone = HttpPool(1, Relay(None)), threading.Event()
 
     class Request:
         def __call__(self):
@@ -212,7 +213,7 @@ class TestNoThreadLeft:
 
     def test_without_any_thread_the_work_is_refused(self, work, monkeypatch):
         """Nobody would run it; a thread that starts later does not run it either."""
-        pool = HttpPool(2)
+        pool = HttpPool(2, Relay(None))
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", no_thread)
             assert not pool.submit(work(1))
@@ -225,7 +226,7 @@ class TestNoThreadLeft:
 
     def test_with_a_thread_the_work_waits_for_it(self, work, monkeypatch):
         """One thread is enough to take it."""
-        pool = HttpPool(3)
+        pool = HttpPool(3, Relay(None))
         assert pool.submit(work(1))
         wait_until(lambda: work.running == 1)
         with monkeypatch.context() as patch:
@@ -240,7 +241,7 @@ class TestNoThreadLeft:
 
     def test_the_counts_are_right_afterwards(self, work, monkeypatch):
         """The bound is where it was, and so is the number of threads."""
-        pool = HttpPool(2)
+        pool = HttpPool(2, Relay(None))
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", no_thread)
             for _ in range(5):
@@ -253,3 +254,32 @@ class TestNoThreadLeft:
         wait_until(lambda: not pool._threads)
         assert sorted(work.ran) == list(range(bound))
         assert work.most == 2
+
+
+class TestRelay:
+    """The threads of the pool are woken with those of the views, and hold up none."""
+
+    def test_each_passes_on_before_it_works(self, work):
+        """However long the work takes, the next thread is woken."""
+        relay = Relay(lambda: None)
+        pool = HttpPool(4, relay)
+        for number in range(4):
+            assert pool.submit(work(number))
+        relay.start()
+        wait_until(lambda: work.count() == 4)
+
+    def test_without_a_free_thread_the_relay_goes_on(self, work):
+        """Work that nobody can take yet holds up nobody behind it."""
+        relay = Relay(lambda: None)
+        pool, behind = HttpPool(1, relay), Handover(relay)
+        assert pool.submit(work(0))
+        relay.start()
+        wait_until(lambda: work.running == 1)
+        for number in (1, 2, 3):
+            assert pool.submit(work(number))
+        behind.give("a")
+        relay.start()
+        assert behind.get_nowait() == "a"
+        work.go_on.set()
+        wait_until(lambda: work.count() == 4)
+        assert work.ran == [0, 1, 2, 3]

@@ -157,7 +157,7 @@ class Application:
     def _adapter(self, runtime: Runtime) -> HttpAdapter:
         if self._http is None or self._http[0] is not runtime:
             config = self._config
-            pool = HttpPool(config.http_threads)
+            pool = HttpPool(config.http_threads, runtime.door.relay)
             runtime.http_pools.append(pool)
             adapter = HttpAdapter(self._wsgi_app, pool, runtime.door, runtime.counters, config)
             self._http = (runtime, adapter)

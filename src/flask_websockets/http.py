@@ -22,6 +22,7 @@ from .counters import Counters
 from .environ import Scope, WSGIEnviron, build_environ
 from .protocol import plain_response, unavailable
 from .servers import uvicorn
+from .servers.responses import write_whole
 from .wsgi import Call, FileWrapper, WSGIApp, open_body, own_context
 
 #: Seconds that a server gets to tell us of an end that we have caused.
@@ -169,12 +170,14 @@ class _Exchange:
         """
         if len(chunk) > Pipe.PIECE_BYTES:
             return
-        is_writable = partial(uvicorn.is_writable, self._uvicorn)
-        inline = uvicorn.InlineSend(self._server_send, is_writable)
-        body: ASGIMessage = {"type": "http.response.body", "body": chunk}
         unsent: list[ASGIMessage | Rest] = []
         self._unsent = unsent
         try:
+            if write_whole(self._uvicorn, self._call.response_start, chunk):
+                return
+            is_writable = partial(uvicorn.is_writable, self._uvicorn)
+            inline = uvicorn.InlineSend(self._server_send, is_writable)
+            body: ASGIMessage = {"type": "http.response.body", "body": chunk}
             for message in (self._call.response_start, body):
                 rest = message if unsent else inline(message)
                 if rest is not None:

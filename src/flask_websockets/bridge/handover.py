@@ -5,13 +5,21 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
-from typing import Any, Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 T = TypeVar("T")
 
 #: Threads that are woken at the end of a turn. With one the next would be woken only after the
 #: interpreter was free; with eight, and with all, they are in each other's way.
 WOKEN_AT_ONCE = 2
+
+
+class Sleeper(Protocol):
+    """A thread that waits, or several of which one is meant."""
+
+    def wake(self) -> bool:
+        """Any thread. Wake it; whether it will call :meth:`Relay.pass_on` for that, and soon."""
+        ...
 
 
 class Relay:
@@ -30,14 +38,14 @@ class Relay:
 
     def __init__(self, at_turn_end: Callable[[], object] | None) -> None:
         self._at_turn_end = at_turn_end  # set once
-        self._line: deque[Handover[Any]] = deque()  # the loop appends, anybody pops
+        self._line: deque[Sleeper] = deque()  # the loop appends, anybody pops
 
-    def add(self, handover: Handover[Any]) -> None:
-        """Loop. Have the thread of *handover* woken."""
+    def add(self, sleeper: Sleeper) -> None:
+        """Loop. Have *sleeper* woken."""
         if self._at_turn_end is None:
-            handover.wake()
+            sleeper.wake()
             return
-        self._line.append(handover)
+        self._line.append(sleeper)
         # After it was appended: who takes the one before it, and does not wake a thread with it,
         # finds this one.
         if len(self._line) == 1:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import deque
 from collections.abc import Callable, Coroutine
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
+from .handover import Relay
 from .tuning import yield_to_the_loop
 
 T = TypeVar("T")
@@ -41,11 +43,16 @@ def _run_view(run: Callable[[], None], yields: bool) -> None:
 
 
 class HttpPool:
-    """Loop side starts the work, its threads run it. At most *size* at a time (I8)."""
+    """Loop side starts the work, its threads run it. At most *size* at a time (I8).
 
-    def __init__(self, size: int) -> None:
+    :param relay: in which the threads are woken, with those of the views.
+    """
+
+    def __init__(self, size: int, relay: Relay) -> None:
         self._size = size  # set once
-        self._work: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._relay = relay  # set once
+        self._work: deque[Callable[[], None]] = deque()  # the loop appends, threads pop
+        self._wakes: SimpleQueue[None] = SimpleQueue()  # one for each piece of work, in its turn
         self._lock = threading.Lock()
         self._threads = 0  # guarded by _lock
         self._started = 0  # guarded by _lock: ever, for their names
@@ -77,8 +84,15 @@ class HttpPool:
                     if not self._threads:
                         self._busy -= 1
                         return False
-        self._work.put(run)
+        self._work.append(run)
+        self._relay.add(self)
         return True
+
+    def wake(self) -> bool:
+        """Any thread. Have a thread take the next piece; False if there are not enough of them."""
+        self._wakes.put(None)
+        with self._lock:
+            return self._busy <= self._threads
 
     def _run(self) -> None:
         """Thread. Run what comes, and end when nothing does.
@@ -88,7 +102,7 @@ class HttpPool:
         """
         while True:
             try:
-                run = self._work.get(timeout=IDLE_SECONDS)
+                self._wakes.get(timeout=IDLE_SECONDS)
             except Empty:
                 with self._lock:
                     # Work may have been submitted since: it counts as busy from then on.
@@ -96,6 +110,8 @@ class HttpPool:
                         self._threads -= 1
                         return
                 continue
+            self._relay.pass_on()
+            run = self._work.popleft()
             try:
                 run()
             except BaseException as error:
