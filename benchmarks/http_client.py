@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,7 +13,7 @@ from typing import Any
 
 import uvloop
 
-from .client import SILENCE, Clocked, Measurement
+from .client import SILENCE, Clocked, Measurement, p99, percentile
 from .http_app import HEARTBEAT_START, HEARTBEAT_STOP, PAYLOAD, SLEEP, record
 
 CLIENTS = 20
@@ -51,6 +52,8 @@ class HttpMeasurement(Measurement):
     errors: int
     error: str | None  # the first one
     longest_turn: float | None  # of the server's loop, in seconds
+    p50: float | None = None  # seconds from a request to the end of its answer
+    p99: float | None = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,7 @@ class Client(asyncio.BufferedProtocol):
         self.transport: Any = None
         self.left: float = 0  # requests that it may still send
         self.waiting = False
+        self.sent = 0.0
         self.reset()
 
     def reset(self) -> None:
@@ -117,6 +121,7 @@ class Client(asyncio.BufferedProtocol):
         self.left -= 1
         self.load.pending += 1
         self.waiting = True
+        self.sent = time.perf_counter()
         self.transport.write(self.request)
 
     # What the transport calls.
@@ -203,6 +208,8 @@ class Client(asyncio.BufferedProtocol):
         self.waiting = False
         self.load.pending -= 1
         self.load.delivered += 1
+        if self.load.timing:
+            self.load.times.append(time.perf_counter() - self.sent)
         self.reset()
         if close:  # its server said so
             self.disconnect()
@@ -239,6 +246,8 @@ class HttpLoad(Clocked):
         self.strict = strict
         self.errors = 0
         self.error: str | None = None
+        self.timing = False
+        self.times: list[float] = []  # of right answers, while the clock runs
         self.tasks: set[asyncio.Task[None]] = set()
         self.clients = [Client(self, number) for number in range(CLIENTS)]
 
@@ -249,13 +258,20 @@ class HttpLoad(Clocked):
             self.start(1)  # each has seen one answer, or an error, before the clock starts
             await self.drain()
             self.start(math.inf)
+            self.timing = True
             rate, client_cpu = await self.timed(seconds)
+            self.timing = False
             turn = await self.longest_turn(seconds / 2) if observe else None
             for client in self.clients:
                 client.left = 0
             await self.drain()
             answers = self.delivered + self.errors
-            return HttpMeasurement(rate, client_cpu, answers, self.errors, self.error, turn)
+            times = sorted(self.times)
+            return HttpMeasurement(
+                *(rate, client_cpu, answers, self.errors, self.error, turn),
+                p50=percentile(times, 0.5) if times else None,
+                p99=p99(times) if times else None,
+            )
         finally:
             self.closing = True
             for client in self.clients:

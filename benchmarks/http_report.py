@@ -7,7 +7,7 @@ from typing import Any
 
 from .http_client import HttpMeasurement
 from .http_servers import SERVERS
-from .report import CLIENT_LIMIT, range_text, ratio_text, ratios
+from .report import CLIENT_LIMIT, milliseconds, range_text, ratio_text, ratios
 
 OURS = ("flask-websockets", "flask", "werkzeug", "uvicorn", "httptools", "uvloop", "h11")
 VERSIONS = (*OURS, "asgiref", "a2wsgi", "gunicorn", "waitress", "granian")
@@ -34,12 +34,16 @@ def http_summary(runs: dict[str, list[HttpMeasurement]]) -> dict[str, Any]:
             "longest_turns": turns,
             "client_cpu": median(each.client_cpu for each in measurements),
         }
+        for latency in ("p50", "p99"):
+            times = [each for one in measurements if (each := getattr(one, latency)) is not None]
+            result[name][latency] = median(times) if times else None
     return result
 
 
 def http_table(results: dict[str, dict[str, Any]]) -> str:
     title = f"{'server':14}{'answers/s':>10}{'ours/it':>9}  {'of the runs':14}"
-    title += f"{'it/' + REFERENCE:>11}{'errors':>9}{'longest turn':>14}{'client CPU':>12}"
+    title += f"{'it/' + REFERENCE:>11}{'p50':>11}{'p99':>11}"
+    title += f"{'errors':>9}{'longest turn':>14}{'client CPU':>12}"
     lines: list[str] = []
     errors: list[str] = []
     for mode, servers in results.items():
@@ -49,6 +53,7 @@ def http_table(results: dict[str, dict[str, Any]]) -> str:
             longest = "-" if turn is None else f"{turn * 1000:.1f} ms"
             line = f"{name:14}{result['median']:10,.0f}{ratio_text(result['ours']):>9}"
             line += f"  {range_text(result['ours']):14}{ratio_text(result[REFERENCE]):>11}"
+            line += "".join(f"{milliseconds(result[each]):>11}" for each in ("p50", "p99"))
             line += f"{result['errors']:9,}{longest:>14}{result['client_cpu']:12.0%}"
             if result["client_cpu"] > CLIENT_LIMIT:
                 line += "  the client is near its limit"

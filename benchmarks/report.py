@@ -102,7 +102,8 @@ def _details(runs: dict[str, list[WsMeasurement]]) -> dict[str, Any]:
     return details
 
 
-def _milliseconds(seconds: float | None) -> str:
+def milliseconds(seconds: float | None) -> str:
+    """For a table; a dash where there is nothing."""
     return "-" if seconds is None else f"{seconds * 1000:.2f} ms"
 
 
@@ -114,7 +115,7 @@ def _table_line(name: str, result: dict[str, Any]) -> str:
     line = f"{name.replace('_', '-'):14}{result['medians'][name]:10,.0f}"
     line += f"{ratio_text(to_raw):>8}  {range_text(to_raw):13}"
     line += f"{ratio_text(ours):>8}  {range_text(ours):14}"
-    line += "".join(f"{_milliseconds(result[each][name]):>11}" for each in ("p50", "p99"))
+    line += "".join(f"{milliseconds(result[each][name]):>11}" for each in ("p50", "p99"))
     return line + f"{sum(result['errors'][name].values()):8,}{result['client_cpu'][name]:12.0%}"
 
 
@@ -190,6 +191,6 @@ def idle_table(results: dict[str, dict[str, Any]]) -> str:
             line += f"{ratio_text(memory):>8}  {range_text(memory):13}"
             line += f"{medians['threads'][name]:9,.0f}{medians['handshakes'][name]:14,.0f}"
             line += f"{ratio_text(rate):>8}  {range_text(rate):13}"
-            line += f"{_milliseconds(medians['answer'][name]):>13}"
+            line += f"{milliseconds(medians['answer'][name]):>13}"
             lines.append(line + f"{medians['client_cpu'][name]:12.0%}")
     return "\n".join(lines)

@@ -176,8 +176,8 @@ THE_LAW = {
     "servers.serve": Law(
         BOTH,
         {
-            *("config", "errors", "servers.draining", "servers.listen", "servers.uvicorn"),
-            *("servers.watchdog", "servers.workers"),
+            *("bridge", "config", "errors", "servers.draining", "servers.listen"),
+            *("servers.uvicorn", "servers.watchdog", "servers.workers"),
         },
         {
             *("click", "contextvars", "flask", "multiprocessing", "threading", "uvicorn"),

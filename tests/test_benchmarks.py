@@ -115,13 +115,14 @@ def test_prints_an_http_table_and_writes_json(tmp_path: Path) -> None:
     command += ["--seconds", "0.2", "--servers", "ours-h11", "--json", str(path)]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 0, ended.stderr
-    pattern = r"^ours-h11 +([\d,]+) +1\.00  1\.00 to 1\.00 +- +0 +\d+\.\d ms +\d+%"
+    pattern = r"^ours-h11 +([\d,]+) +1\.00  1\.00 to 1\.00 +-( +\d+\.\d\d ms){2} +0 +\d+\.\d ms +\d+%"
     line = re.search(pattern, ended.stdout, re.MULTILINE)
     assert line, ended.stdout
     report = json.loads(path.read_text())
     result = report["results"]["http-small"]["ours-h11"]
     assert f"{result['median']:,.0f}" == line[1]
     assert result["median"] > 0 and result["errors"] == 0 and result["longest_turn"] > 0
+    assert 0 < result["p50"] <= result["p99"]
     assert f"gunicorn {report['versions']['gunicorn']}" in ended.stdout
     assert f"ours-h11: {report['servers']['ours-h11']}" in ended.stdout
 
@@ -144,7 +145,7 @@ def test_tells_errors_and_ratios_of_http_servers() -> None:
         return [HttpMeasurement(rate, 0.5, **fields) for rate in rates]
 
     runs = {
-        "ours": measured(300, 400, 100, longest_turn=0.0021),
+        "ours": measured(300, 400, 100, longest_turn=0.0021, p50=0.002, p99=0.0105),
         "asgiref": measured(0, 0, 0, errors=2, error="status 500\nmore"),
         "gunicorn": measured(100, 200, 200),
     }
@@ -155,9 +156,9 @@ def test_tells_errors_and_ratios_of_http_servers() -> None:
 
     assert results["http-small"]["gunicorn"]["ours"] == {"ratio": 1.5, "ratios": [3, 2, 0.5]}
     lines = http_table(results).splitlines()
-    assert words(lines[2]) == "ours 300 1.00 1.00 to 1.00 1.50 0 2.1 ms 50%"
-    assert words(lines[3]) == "asgiref 0 - - 0.00 6 - 50%"
-    assert words(lines[4]) == "gunicorn 200 1.50 0.50 to 3.00 1.00 0 - 50%"
+    assert words(lines[2]) == "ours 300 1.00 1.00 to 1.00 1.50 2.00 ms 10.50 ms 0 2.1 ms 50%"
+    assert words(lines[3]) == "asgiref 0 - - 0.00 - - 6 - 50%"
+    assert words(lines[4]) == "gunicorn 200 1.50 0.50 to 3.00 1.00 - - 0 - 50%"
     expected = "http-small, asgiref: 6 of 30 answers were wrong, the first: status 500"
     assert lines[-1] == expected
 
@@ -168,6 +169,7 @@ class Recorder:
     def __init__(self, body: bytes) -> None:
         self.mode = HttpMode("/{number}", lambda number: body)
         self.pending = self.delivered = 0
+        self.timing = False
         self.errors: list[str] = []
         self.client = Client(self, 7)  # type: ignore[arg-type]
         self.client.connection_made(self)

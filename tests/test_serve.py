@@ -31,6 +31,7 @@ DEFAULTS = {
     "reload": False,
     "forwarded_allow_ips": None,
     "compression": False,
+    "pin_workers": False,
 }
 
 
@@ -103,6 +104,17 @@ def test_run_refuses_workers_with_channels_in_memory(websockets):
     assert "separate_channels" in str(refused.value)
     for word in ("channels", "limits", "counters"):
         assert word in str(refused.value).lower()
+
+
+def test_nothing_is_pinned_where_that_cannot_be(serve, websockets, monkeypatch):
+    """A usage error that says where it can."""
+    monkeypatch.delattr(os, "sched_setaffinity", raising=False)
+    result = serve("--pin-workers", "--port", "0")
+    assert result.exit_code == 2
+    assert "--pin-workers" in result.output
+    assert "Linux" in result.output
+    with pytest.raises(ConfigurationError, match="pin_workers"):
+        websockets.run(pin_workers=True, port=0)
 
 
 @pytest.mark.parametrize("options", [{"workers": 2, "separate_channels": True}, {"reload": True}])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -148,3 +150,18 @@ def test_the_collector_still_collects():
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=TIMEOUT)
     assert run.stdout.strip() == b"True"
+
+
+@pytest.mark.skipif(not tuning.can_pin(), reason="only Linux pins")
+def test_pinned_for_a_while():
+    """This thread and those that it starts are on one core; afterwards it may go where it might."""
+    allowed, found = os.sched_getaffinity(0), []
+    for number in (0, 1, len(allowed)):
+        with tuning.pinned(number):
+            thread = threading.Thread(target=lambda: found.append(os.sched_getaffinity(0)))
+            thread.start()
+            thread.join(TIMEOUT)
+        assert os.sched_getaffinity(0) == allowed
+    assert [len(cores) for cores in found] == [1, 1, 1]
+    assert found[0] == found[2] == {min(allowed)}
+    assert (found[0] == found[1]) is (len(allowed) == 1)

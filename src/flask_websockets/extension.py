@@ -502,6 +502,7 @@ class WebSockets:
         reload: bool = False,
         forwarded_allow_ips: str | None = None,
         compression: bool = False,
+        pin_workers: bool = False,
     ) -> None:
         """Serve a Flask application for production, HTTP and WebSockets, with uvicorn.
 
@@ -525,6 +526,9 @@ class WebSockets:
             default this machine, and whoever connects to a unix socket.
         :param compression: offer permessage-deflate (RFC 7692). It costs some 40 KiB a
             connection, and a small message can unpack to a very large one.
+        :param pin_workers: keep each worker on one of the cores that the process may use, in turn
+            (Linux). Plain views are faster, as the interpreter is handed over on one core; code
+            that computes outside the interpreter in several threads has no other core.
         :raises ConfigurationError: for options that cannot be, several workers without
             *separate_channels* among them.
         :raises UsageError: if workers or the reloader could not find the application.
@@ -548,6 +552,7 @@ class WebSockets:
             reload=reload,
             forwarded_allow_ips=forwarded_allow_ips,
             compression=compression,
+            pin_workers=pin_workers,
         )
         code = serve(self.served(app), options)
         if code:

@@ -208,6 +208,25 @@ def test_two_workers(serve, stack):
     assert "Traceback" not in server.log()
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="only Linux pins")
+def test_pinned_workers(serve):
+    """Each has one of the cores that serve may use, in turn, and so has one that replaces it."""
+    cores = sorted(os.sched_getaffinity(0))
+    expected = [{cores[number % len(cores)]} for number in range(2)]
+    server = serve(APP, *TWO, "--pin-workers")
+    first, second = workers_of(server)
+    found = {pid: os.sched_getaffinity(pid) for pid in (first, second)}
+    assert sorted(map(sorted, found.values())) == sorted(map(sorted, expected))
+    assert os.sched_getaffinity(server.pid) == set(cores)
+    os.kill(second, signal.SIGKILL)
+    wait_until(lambda: not is_running(second))
+    [new] = [pid for pid in workers_of(server) if pid != first]
+    assert os.sched_getaffinity(new) == found[second]
+    server.signal(signal.SIGTERM)
+    assert server.wait(5) == 0
+    check_gone(server)
+
+
 def test_a_worker_that_cannot_be_replaced_now(serve):
     """The parent has no descriptor left: it tries again, and ends as ever when it is told to."""
     server = serve(APP, *TWO)

@@ -25,7 +25,7 @@ from .registry import Entry, Registry, User, address_key, user_key
 from .stacks import Stack, format_stack, stack_of_thread, thread_frames
 from .tasks import Alarm, FreeTask, run_on_the_loop
 from .threads import HttpPool, LoopThread, Rounds, start_view_thread
-from .tuning import tune_process
+from .tuning import can_pin, pinned, tune_process
 
 __all__ = [
     "ASGIMessage",
@@ -50,7 +50,9 @@ __all__ = [
     "Ticket",
     "User",
     "address_key",
+    "can_pin",
     "format_stack",
+    "pinned",
     "run_on_the_loop",
     "stack_of_thread",
     "start_view_thread",

@@ -11,6 +11,8 @@ import ctypes
 import gc
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 #: prctl(2), since Linux 6.16.
@@ -69,3 +71,25 @@ def yield_to_the_loop() -> None:
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         except OSError:
             pass  # a sandbox that forbids it: slower, nothing else
+
+
+def can_pin() -> bool:
+    """Any thread. Whether threads can be kept on a core here."""
+    return hasattr(os, "sched_setaffinity")
+
+
+@contextmanager
+def pinned(number: int) -> Iterator[None]:
+    """Any thread. Keep this thread, and those that it starts meanwhile, on one core.
+
+    The interpreter is handed from the loop to a view and back for each message. From one core to
+    another that takes a wake-up of the other core; on one core it is a switch of threads.
+
+    :param number: of the process among its like; they share the cores that they may use in turn.
+    """
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {sorted(allowed)[number % len(allowed)]})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)

@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
@@ -29,6 +30,7 @@ from flask import Flask
 from uvicorn.supervisors import ChangeReload
 from uvicorn.supervisors.statreload import StatReload
 
+from ..bridge import can_pin, pinned
 from ..config import MEMORY_URL, Config
 from ..errors import ConfigurationError, UsageError
 from .draining import DrainingServer
@@ -65,6 +67,7 @@ class Options:
     reload: bool
     forwarded_allow_ips: str | None
     compression: bool
+    pin_workers: bool
 
 
 @dataclass(frozen=True)
@@ -206,6 +209,8 @@ def _validate(served: Served, options: Options) -> None:
             "of some kilobytes to hundreds of megabytes before it looks at "
             "WEBSOCKETS_MAX_MESSAGE_BYTES."
         )
+    if options.pin_workers and not can_pin():
+        raise ConfigurationError("pin_workers (--pin-workers) needs Linux; leave it out here.")
     _validate_tls(options)
 
 
@@ -241,10 +246,11 @@ class _Work:
     load: Loader
     options: Options
     listener: Listener
+    number: int = 0
 
-    def run(self, on_started: Callable[[], None]) -> None:
+    def run(self, number: int, on_started: Callable[[], None]) -> None:
         """Serve in this process, until the parent says stop."""
-        self._run(on_started, None)
+        replace(self, number=number)._run(on_started, None)
 
     def reload(self, sockets: Any) -> None:
         """The same under uvicorn's reloader."""
@@ -259,7 +265,8 @@ class _Work:
         if drain_timeout is not None:
             served = replace(served, config=replace(served.config, drain_timeout=drain_timeout))
         watchdog = Watchdog(served.config.drain_timeout + EXIT_GRACE)
-        sys.exit(_serve_here(served, self.options, self.listener, watchdog, parent, on_started))
+        where = (self.listener, watchdog, parent, self.number)
+        sys.exit(_serve_here(served, self.options, *where, on_started=on_started))
 
 
 def _serve_here(
@@ -268,6 +275,7 @@ def _serve_here(
     listener: Listener,
     watchdog: Watchdog,
     parent: int | None = None,
+    number: int = 0,
     on_started: Callable[[], None] = lambda: None,
 ) -> int:
     """Serve in this process, which may be a worker of another."""
@@ -288,7 +296,8 @@ def _serve_here(
     server = DrainingServer(config, served.config, served.drain, watchdog, parent, on_started)
     try:
         # The flask command has pushed an application context, whose g would be everybody's.
-        contextvars.Context().run(server.run, [listener.socket])
+        with pinned(number) if options.pin_workers else nullcontext():
+            contextvars.Context().run(server.run, [listener.socket])
     except SystemExit as error:  # the application's startup failed, and uvicorn has logged it
         return error.code if isinstance(error.code, int) else 1
     return 0

@@ -30,16 +30,16 @@ _spawn = multiprocessing.get_context("spawn")
 #: The server's own, which uvicorn sets up.
 logger: logging.Logger = logging.getLogger("uvicorn.error")
 
-#: Serves in a worker's process; it is given what to call when it has started.
-Work = Callable[[Callable[[], None]], None]
+#: Serves in a worker's process; it is given its number, and what to call when it has started.
+Work = Callable[[int, Callable[[], None]], None]
 
 
 class _Worker:
     """Parent. One worker's process."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Work, number: int) -> None:
         self._news, worker_end = _spawn.Pipe(duplex=False)
-        self._process: SpawnProcess = _spawn.Process(target=_work, args=(work, worker_end))
+        self._process: SpawnProcess = _spawn.Process(target=_work, args=(work, number, worker_end))
         self.born = time.monotonic()
         self._process.start()
         worker_end.close()
@@ -81,8 +81,8 @@ class _Worker:
         self._news.close()
 
 
-def _work(work: Work, news: Any) -> None:
-    work(lambda: news.send(True))
+def _work(work: Work, number: int, news: Any) -> None:
+    work(number, lambda: news.send(True))
 
 
 class Workers:
@@ -112,7 +112,7 @@ class Workers:
         rung.setblocking(False)
         previous = {number: signal.signal(number, self._heard) for number in STOPPING_SIGNALS}
         previous_bell = signal.set_wakeup_fd(bell.fileno())
-        places = [_Place(self._work) for _ in range(self._count)]
+        places = [_Place(self._work, number) for number in range(self._count)]
         try:
             on_start()
             started = self._keep(places, rung)
@@ -161,8 +161,9 @@ class Workers:
 class _Place:
     """Parent. Where one worker is, and after it another."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Work, number: int) -> None:
         self._work = work
+        self._number = number
         self._interval: float | None = None  # to its next start, once it has served
         #: When the next worker starts, where there is none.
         self.due: float = 0.0
@@ -192,7 +193,7 @@ class _Place:
 
     def _start(self, now: float) -> bool:
         try:
-            self.worker = _Worker(self._work)
+            self.worker = _Worker(self._work, self._number)
         except OSError as error:  # the system has no process or descriptor left
             logger.error("A worker could not be started: %s", error)
             if self._interval is None:
