@@ -1557,6 +1557,15 @@ MUTATIONS = (
         reason="A large response goes to the transport in one piece.",
     ),
     Mutation(
+        name="garbage-waits-for-ever",
+        invariant="fast",
+        module="runtime.py",
+        old="            self.connections.discard(connection)\n            if tunes:\n",
+        new="            self.connections.discard(connection)\n            if False:\n",
+        test="test_tuning.py::test_each_connection_counts",
+        reason="A crowd that has left leaves the collector lazy.",
+    ),
+    Mutation(
         name="tuned-for-ever",
         invariant="fast",
         module="asgi.py",

@@ -115,7 +115,9 @@ def test_prints_an_http_table_and_writes_json(tmp_path: Path) -> None:
     command += ["--seconds", "0.2", "--servers", "ours-h11", "--json", str(path)]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 0, ended.stderr
-    pattern = r"^ours-h11 +([\d,]+) +1\.00  1\.00 to 1\.00 +-( +\d+\.\d\d ms){2} +0 +\d+\.\d ms +\d+%"
+    pattern = (
+        r"^ours-h11 +([\d,]+) +1\.00  1\.00 to 1\.00 +-( +\d+\.\d\d ms){2} +0 +\d+\.\d ms +\d+%"
+    )
     line = re.search(pattern, ended.stdout, re.MULTILINE)
     assert line, ended.stdout
     report = json.loads(path.read_text())

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
 import sys
 import threading
 
+import anyio
 import pytest
 
+from flask_websockets import WebSockets
 from flask_websockets.bridge import tuning
+
+from .asgi_driver import connection, wait_until
 
 TIMEOUT = 60.0
 
@@ -51,7 +56,6 @@ async def stop(came, told, task):
 async def main():
     running = await lifespan()
     found["frozen"], found["slots"] = gc.get_freeze_count(), slots()
-    found["thresholds"] = gc.get_threshold()
     came = asyncio.Queue()
     came.put_nowait({"type": "websocket.connect"})
     told = asyncio.Queue()
@@ -80,10 +84,8 @@ def served(switch):
 
 def test_a_server_tunes_its_process_once():
     """What was loaded is frozen, once; view threads yield; the kernel's table is large."""
-    found, before = served("on"), served("off")["thresholds"]
+    found = served("on")
     assert found["frozen"] > 10_000
-    old = tuning.OLD_THRESHOLD if before[2] == tuning.USUAL_THRESHOLD else before[2]
-    assert found["thresholds"] == [*before[:2], old]
     assert found["again"] <= found["frozen"]
     if found["slots"] is not None and found["slots"] >= 0:  # since Linux 6.16
         assert found["slots"] == tuning.FUTEX_SLOTS
@@ -94,7 +96,6 @@ def test_switched_off_nothing_is_asked_for():
     """WEBSOCKETS_TUNE_PROCESS = False leaves kernel and interpreter as they are."""
     found = served("off")
     assert found["frozen"] == found["again"] == 0
-    assert found["thresholds"][2] != tuning.OLD_THRESHOLD
     assert found["slots"] != tuning.FUTEX_SLOTS
     assert found["policy"] in (0, None)  # SCHED_OTHER
 
@@ -125,17 +126,52 @@ def test_a_sandbox_that_refuses(monkeypatch):
     tuning.yield_to_the_loop()
 
 
-def test_thresholds_of_the_applications_own_stay():
+@pytest.fixture
+def thresholds():
+    """The collector's, as they are when a process starts."""
+    before = gc.get_threshold()
+    gc.set_threshold(700, 10, 10)
+    yield
+    gc.set_threshold(*before)
+
+
+def test_many_connections_are_looked_at_less_often(thresholds):
+    """From a thousand on, until half of them are gone; nothing else in between changes it."""
+    found = []
+    for count in (1, 500, 999, 1000, 1001, 2000, 1000, 999, 501, 500, 499, 500, 1000, 500):
+        tuning.spare_connections(count)
+        found.append(gc.get_threshold())
+    usual, many = (700, 10, 10), (700, 10, 100)
+    assert found == [usual] * 3 + [many] * 6 + [usual] * 3 + [many, usual]
+
+
+def test_thresholds_of_the_applications_own_stay(thresholds):
     """Who has set the collector's thresholds keeps them."""
-    script = (
-        "import gc\n"
-        "from flask_websockets.bridge import tuning\n"
-        "gc.set_threshold(5000, 20, 30)\n"
-        "tuning.spare_the_collector()\n"
-        "print(gc.get_threshold()[2])\n"
-    )
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=TIMEOUT)
-    assert run.stdout.strip() == b"30"
+    gc.set_threshold(5000, 20, 30)
+    for count in (1000, 500):
+        tuning.spare_connections(count)
+        assert gc.get_threshold() == (5000, 20, 30)
+
+
+@pytest.mark.parametrize("tunes", [True, False])
+def test_each_connection_counts(app, thresholds, monkeypatch, tunes):
+    """They are told when they come and when they go, where the setting says so."""
+    monkeypatch.setattr(tuning, "MANY", 2)
+    app.config["WEBSOCKETS_TUNE_PROCESS"] = tunes
+    websockets = WebSockets(app)
+    asgi = websockets.asgi_app(app)
+    websockets.route("/ws")(lambda ws: ws.receive())
+
+    async def main():
+        async with connection(asgi, "/ws") as first:
+            assert await first.get_status() == 101
+            assert gc.get_threshold()[2] == 10
+            async with connection(asgi, "/ws") as second:
+                assert await second.get_status() == 101
+                assert gc.get_threshold()[2] == (100 if tunes else 10)
+            await wait_until(lambda: gc.get_threshold()[2] == 10)
+
+    anyio.run(main)
 
 
 def test_the_collector_still_collects():

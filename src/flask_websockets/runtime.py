@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import anyio
 
-from .bridge import Door, Entry, HttpPool, Link, Registry, start_view_thread
+from .bridge import Door, Entry, HttpPool, Link, Registry, spare_connections, start_view_thread
 from .channels import Hub
 from .config import Config
 from .connection import Connection
@@ -115,13 +115,18 @@ class Runtime:
         """Serve one connection whose view has been started."""
         if connection.protocol is not None:
             self._watch.add(connection.protocol)
+        tunes = connection.link.config.tune_process
         self.connections.add(connection)
+        if tunes:
+            spare_connections(len(self.connections))
         self._views.add(connection.view)
         try:
             await connection.run()
         finally:
             self.hub.forget(connection.link)
             self.connections.discard(connection)
+            if tunes:
+                spare_connections(len(self.connections))
             if connection.view.running:
                 self._orphans += 1
             else:

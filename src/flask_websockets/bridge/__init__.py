@@ -25,7 +25,7 @@ from .registry import Entry, Registry, User, address_key, user_key
 from .stacks import Stack, format_stack, stack_of_thread, thread_frames
 from .tasks import Alarm, FreeTask, run_on_the_loop
 from .threads import HttpPool, LoopThread, Rounds, start_view_thread
-from .tuning import can_pin, pinned, tune_process
+from .tuning import can_pin, pinned, spare_connections, tune_process
 
 __all__ = [
     "ASGIMessage",
@@ -54,6 +54,7 @@ __all__ = [
     "format_stack",
     "pinned",
     "run_on_the_loop",
+    "spare_connections",
     "stack_of_thread",
     "start_view_thread",
     "thread_frames",

@@ -20,8 +20,10 @@ PR_FUTEX_HASH, PR_FUTEX_HASH_SET_SLOTS = 78, 1
 #: Buckets for threads that wait for a lock: more than there may be connections, by default.
 FUTEX_SLOTS = 16_384
 
+#: So many connections are worth a rarer look at all objects.
+MANY = 1_000
 #: Collections of the middle generation before one of all that there is: Python's default, and
-#: ours. An object of a circle that was used for long waits at most for 700,000 others.
+#: while there are many connections.
 USUAL_THRESHOLD, OLD_THRESHOLD = 10, 100
 
 
@@ -46,17 +48,30 @@ def enlarge_futex_hash() -> bool:
 
 
 def spare_the_collector() -> None:
-    """Any thread. Have the collector not look again and again at what stays.
+    """Any thread. Have the collector not look again at what was loaded before the start.
 
     Modules, classes, routes stay as long as the process: looking at all of them takes tens of
-    milliseconds, in which nothing else happens. So do connections, or nearly: looking at 10,000
-    takes 0.7 s, and while they come it was done with every quarter that came.
+    milliseconds, in which nothing else happens.
     """
     gc.collect()
     gc.freeze()
+
+
+def spare_connections(count: int) -> None:
+    """Loop. Have the collector look at all connections a tenth as often while there are many.
+
+    They stay, or nearly: looking at 10,000 takes 0.7 s, and while they come it was done with every
+    quarter that came. What is garbage in a circle waits longer for it, so with few it is as ever.
+
+    :param count: of connections, told at each change.
+    """
+    if count not in (MANY, MANY // 2):
+        return
     young, middle, old = gc.get_threshold()
-    if old == USUAL_THRESHOLD:  # or the application has its own, or its Python
+    if count == MANY and old == USUAL_THRESHOLD:  # or the application has its own, or its Python
         gc.set_threshold(young, middle, OLD_THRESHOLD)
+    elif count == MANY // 2 and old == OLD_THRESHOLD:
+        gc.set_threshold(young, middle, USUAL_THRESHOLD)
 
 
 def yield_to_the_loop() -> None:
