@@ -512,7 +512,7 @@ KNOWN = [
     ),
     Known(
         r"TestSigterm\.test_a_peer_that_never_reads",
-        "hypercorn-.*",
+        "hypercorn-asyncio",
         "0.18.0",
         "TCPServer._close waits for its transport to flush, beyond ``--graceful-timeout``",
         helps="a supervisor that kills it, such as systemd with TimeoutStopSec",
