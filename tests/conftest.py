@@ -7,6 +7,10 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import anyio
+
+# Its pytest plugin imports it at the end of a run if nobody else has, and it asks the collector who
+# refers to trio's random numbers: of what a server has frozen meanwhile the collector says nothing.
+import hypothesis  # noqa: F401
 import pytest
 from flask import Flask
 
