@@ -63,6 +63,7 @@ def test_i9_a_drain_closes_after_what_was_sent(run, app, kind):
                 # The first has come; the others wait for a peer that takes one at a time.
                 assert (await peer.get())["text"] == "0"
                 tasks.start_soon(drain, 60)
+                await wait_until(lambda: seen)  # it is closed, and they still wait
                 assert [(await peer.get())["text"] for _ in range(19)] == [
                     str(number) for number in range(1, 20)
                 ]
