@@ -10,6 +10,7 @@ import anyio
 import pytest
 
 from flask_websockets import ConnectionClosed, WebSockets
+from flask_websockets.protocol import State
 from flask_websockets.running_view import report
 
 from .asgi_driver import TIMEOUT, connection, wait_until
@@ -31,17 +32,21 @@ async def closed(peer):
     return message["code"], message["reason"]
 
 
+@pytest.mark.parametrize("waits", ["for a message", "for the end"])
 @pytest.mark.parametrize("kind", ["sync", "async"])
-def test_i9_a_drain_closes_after_what_was_sent(run, app, kind):
+def test_i9_a_drain_closes_after_what_was_sent(run, app, kind, waits):
     """1012 comes behind what the view has sent; the view learns of it; nobody is waited for."""
     websockets, asgi, drain = make(app)
-    seen, sent = [], threading.Event()
+    seen, sent, links = [], threading.Event(), []
 
     @websockets.route("/sync")
     def sync_view(ws):
         for number in range(20):
             ws.send(str(number))
+        links.append(ws.link)
         sent.set()
+        if waits == "for the end":
+            assert ws.wait_closed(TIMEOUT)
         with pytest.raises(ConnectionClosed) as caught:
             ws.receive()
         seen.append((caught.value.code, caught.value.reason))
@@ -50,7 +55,10 @@ def test_i9_a_drain_closes_after_what_was_sent(run, app, kind):
     async def async_view(ws):
         for number in range(20):
             await ws.send(str(number))
+        links.append(ws.link)
         sent.set()
+        if waits == "for the end":
+            assert await ws.wait_closed(TIMEOUT)
         with pytest.raises(ConnectionClosed) as caught:
             await ws.receive()
         seen.append((caught.value.code, caught.value.reason))
@@ -63,7 +71,7 @@ def test_i9_a_drain_closes_after_what_was_sent(run, app, kind):
                 # The first has come; the others wait for a peer that takes one at a time.
                 assert (await peer.get())["text"] == "0"
                 tasks.start_soon(drain, 60)
-                await wait_until(lambda: seen)  # it is closed, and they still wait
+                await wait_until(lambda: links[0].state is State.CLOSED)  # and they still wait
                 assert [(await peer.get())["text"] for _ in range(19)] == [
                     str(number) for number in range(1, 20)
                 ]
