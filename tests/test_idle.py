@@ -10,8 +10,11 @@ import anyio
 import pytest
 
 from flask_websockets import WebSockets
-from flask_websockets.bridge import Alarm, Flag
+from flask_websockets.bridge import Alarm, Door, Flag, Link
 from flask_websockets.bridge.stream import Stream
+from flask_websockets.config import Config
+from flask_websockets.connection import Connection
+from flask_websockets.counters import Counters
 
 from .asgi_driver import TIMEOUT, connection, wait_until
 
@@ -57,6 +60,14 @@ class TestFlag:
         run(main)
 
 
+async def later(seconds):
+    """Wait for an alarm that rings after every one that was set before for no more seconds."""
+    rung = anyio.Event()
+    Alarm().set(seconds, rung.set)
+    with anyio.fail_after(TIMEOUT):
+        await rung.wait()
+
+
 class TestAlarm:
     """One call that comes later."""
 
@@ -69,7 +80,7 @@ class TestAlarm:
             alarm.set(0.01, lambda: (calls.append("second"), over.set()))
             with anyio.fail_after(TIMEOUT):
                 await over.wait()
-            await anyio.sleep(0.01)
+            await later(0.01)
             assert calls == ["second"]
 
         run(main)
@@ -85,7 +96,7 @@ class TestAlarm:
             await anyio.wait_all_tasks_blocked()
             alarm.cancel()
             alarm.cancel()
-            await anyio.sleep(0.02)
+            await later(0.01)
             assert calls == []
 
         run(main)
@@ -100,6 +111,24 @@ class TestAlarm:
                 await over.wait()
 
         run(main)
+
+
+@pytest.mark.parametrize("max_age", [None, 600.0])
+def test_an_accept_that_fails_where_it_is_sent(run, max_age):
+    """The goodbye keeps its time: a server that never tells of the end is not waited for."""
+
+    async def main():
+        link = Link(Door(1), Config())
+        link.entry.max_age = max_age
+        connection = Connection(link, Counters(), None, None, anyio.Semaphore(1))
+        link.ending.then(connection._await_goodbye)
+        link.settled.then(connection._settle)
+        link.fail(0.01)
+        link.settled.set()
+        with anyio.fail_after(TIMEOUT):
+            await link.over.wait()
+
+    run(main)
 
 
 def test_a_stream(run):

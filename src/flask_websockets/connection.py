@@ -143,6 +143,8 @@ class Connection:
     def _settle(self) -> None:
         """The handshake has its answer."""
         self.end_handshake()
+        if self.link.ending.is_set():
+            return  # the accept failed where it was sent: the alarm is for the goodbye
         self._alarm.cancel()
         if self.link.entry.max_age is not None:
             self._alarm.set(self.link.entry.max_age, self._expire)
