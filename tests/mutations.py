@@ -102,7 +102,7 @@ MUTATIONS = (
         name="thread-takes-from-the-stream",
         invariant="I2",
         module="bridge/link.py",
-        old="self._door.post(self._ask, None)",
+        old="self._post_quietly(self._ask, None)",
         new="self._ask(None)",
         test="test_mutation_gaps.py::test_i2_no_thread_touches_a_stream",
         reason="A view's receive takes from the inbound stream in its own thread.",
@@ -115,6 +115,30 @@ MUTATIONS = (
         new="self._move((message, size))",
         test="test_mutation_gaps.py::test_i2_no_thread_touches_a_stream",
         reason="A view's send puts into the outbound stream in its own thread.",
+    ),
+    Mutation(
+        name="waits-after-the-look",
+        invariant="I2",
+        module="bridge/link.py",
+        old="""            self._asked = self._waiting = True  # stay so after a timeout
+            if self._received != self._taken:  # all that was handed over has been taken
+                self._post_quietly(self._ask, None)
+""",
+        new="""            if self._received != self._taken:
+                self._post_quietly(self._ask, None)
+            self._asked = self._waiting = True
+""",
+        test="test_link.py::test_no_message_falls_between_the_look_and_the_wait",
+        reason="A message that comes between the look and the wait is left lying.",
+    ),
+    Mutation(
+        name="question-answered-twice",
+        invariant="I2",
+        module="bridge/link.py",
+        old="if self._waiting and not self._inbox_ended and self._received != self._taken:",
+        new="if not self._inbox_ended and self._received != self._taken:",
+        test="test_link.py::test_an_answered_question_is_not_answered_again",
+        reason="A question that arrives late takes what the thread does not wait for.",
     ),
     # -- I3: the handshake goes through app.wsgi_app ----------------------------------------------
     Mutation(

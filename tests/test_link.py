@@ -10,6 +10,7 @@ import pytest
 
 from flask_websockets import ConnectionClosed, WebSockets
 from flask_websockets.bridge import Door, Link
+from flask_websockets.bridge.link import State
 from flask_websockets.config import Config
 
 from .asgi_driver import TIMEOUT, connection, wait_until
@@ -482,6 +483,59 @@ def test_i5_cancelling_the_connections_task_unblocks_the_view(run, app):
             peer.cancel()
             await wait_until(lambda: served.log == ["closed"])
             assert peer.returned.is_set()
+
+    run(main)
+
+
+def test_no_message_falls_between_the_look_and_the_wait(run):
+    """A message that comes after the view has seen an empty inbox is given to it at once."""
+
+    class Late(Link):
+        """Delivers a message at the worst moment: as the thread has just looked for one."""
+
+        due = True
+
+        @property
+        def _received(self):
+            seen = self.counted
+            if self.due and threading.get_ident() != loop:
+                self.due = False
+                anyio.from_thread.run_sync(self.deliver, "late", 4)
+            return seen
+
+        @_received.setter
+        def _received(self, count):
+            self.counted = count
+
+    async def main():
+        nonlocal loop
+        loop = threading.get_ident()
+        link = Late(Door(1), Config())
+        link._state = State.OPEN
+        assert await anyio.to_thread.run_sync(link.receive, TIMEOUT) == "late"
+        assert not link.due
+        link.lose(1006)
+
+    loop = 0
+    run(main)
+
+
+def test_an_answered_question_is_not_answered_again(run):
+    """Of two messages the view asks for one; a question that comes late takes nothing away."""
+
+    async def main():
+        link = Link(Door(1), Config())
+        link._state = State.OPEN
+        link.deliver("first", 5)
+        link._waiting = True  # the thread waits, and has asked
+        link.deliver("second", 6)  # both are given
+        assert link.statistics()["inbound"].current_buffer_used == 0
+        link.deliver("third", 5)
+        link._ask(None)  # the question arrives
+        assert link.statistics()["inbound"].current_buffer_used == 1
+        for expected in ("first", "second", "third"):
+            assert await anyio.to_thread.run_sync(link.receive, TIMEOUT) == expected
+        link.lose(1006)
 
     run(main)
 

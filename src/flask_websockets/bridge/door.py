@@ -157,7 +157,11 @@ class Door:
     @property
     def shut(self) -> bool:
         """Any thread. Whether the loop has stopped answering, in order or not."""
-        if not self._shut:
+        if self._shut:
+            return True
+        if isinstance(self._token, asyncio.AbstractEventLoop):
+            self._shut = self._token.is_closed()
+        else:
             try:
                 self._ring()
             except RuntimeError:

@@ -141,18 +141,18 @@ class Link:
 
         self._receiving = threading.Lock()
         self._batch: list[Any] = []  # guarded by _receiving: newest first, so that pop() is next
-        self._asked = False  # guarded by _receiving: the loop knows that the thread waits
+        self._asked = False  # guarded by _receiving: the next batch has been asked for
         self._taken = self._taken_bytes = 0  # guarded by _receiving; the loop reads them
         self._handover: Handover[list[Any]] = Handover(door.relay)  # the loop gives, it gets
 
         # Loop only. Bounded by deliver, which sees what the thread was handed as well.
         self._inbound: Stream[str | bytes] = Stream()
-        self._inbox_ended = False  # loop only: the end has been handed over
-        # Loop only: the view is async; the thread asked and got nothing yet; a writer is at it.
-        self._on_loop = self._waiting = self._is_writing = False
+        self._waiting = False  # the thread sets it when it waits, the loop clears it as it gives
+        # Loop only: an async view; a writer is at it; the end has been handed over.
+        self._on_loop = self._is_writing = self._inbox_ended = False
         self._arrived: Event | None = None  # loop only: what an async view waits for
         self._given: str | bytes | None = None  # loop only: what it was given while it waited
-        self._received = self._received_bytes = 0  # loop only: all that _taken will come to
+        self._received = self._received_bytes = 0  # set on the loop: all that _taken will come to
         self._room: anyio.Event | None = None  # loop only; threads see whether the reader waits
 
         # The bound is kept by _fits, which sees what is still at the door as well; a limit of
@@ -441,13 +441,14 @@ class Link:
         """View thread. Get the next batch; False when *timeout* passes."""
         self._must_not_block_the_loop("receive")
         if not self._asked:
-            self._asked = True  # stays so after a timeout: the loop knows already
-            try:
-                self._door.post(self._ask, None)
-            except NotRunning:
-                # A loop that stopped in order has handed over the end to every link.
-                if self._handover.is_empty():
-                    raise ConnectionClosed(self._code, self._reason) from None
+            # Before the look: the loop counts what it receives, and then looks for this. So either
+            # the look sees the message, or the loop sees that somebody waits for it.
+            self._asked = self._waiting = True  # stay so after a timeout
+            if self._received != self._taken:  # all that was handed over has been taken
+                self._post_quietly(self._ask, None)
+            # A loop that stopped in order has handed over the end to every link.
+            if self._door.shut and self._handover.is_empty():
+                raise ConnectionClosed(self._code, self._reason)
         try:
             self._batch = self._handover.get(timeout)
         except Empty:
@@ -502,13 +503,10 @@ class Link:
             self._unblock(None)
 
     def _ask(self, _: None) -> None:
-        """Loop. The thread has used up its batch and waits."""
-        if self._inbox_ended:
-            return  # the end is on its way to it
-        if self._received != self._taken:  # all that was handed over has been taken
+        """Loop. The thread has used up its batch, and has seen that more is there."""
+        # It may have been given that meanwhile, or the end, and may wait for the next already.
+        if self._waiting and not self._inbox_ended and self._received != self._taken:
             self.hand_over_all()
-        else:
-            self._waiting = True
 
     def _make_room(self, _: None) -> None:
         """Loop. The thread has taken a message while the reader waits for room."""
@@ -680,7 +678,7 @@ class Link:
             return False
         self._received += 1
         self._received_bytes += size
-        if self._waiting:
+        if self._waiting and not held:
             self._waiting = False
             self._handover.give([data])
         elif self._arrived is not None and not held:
@@ -688,6 +686,8 @@ class Link:
             self._arrived.set()
         else:
             self._inbound.put(data)
+            if self._waiting:
+                self.hand_over_all()
         return True
 
     async def deliver_when_room(self, data: str | bytes, size: int) -> None:
