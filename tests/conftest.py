@@ -25,6 +25,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="all|NAME,NAME",
         help="run the behaviour suite and the endings on these servers, all of them installed",
     )
+    parser.addoption(
+        "--screenshots",
+        action="store_true",
+        help="write the documentation's pictures of the examples anew",
+    )
 
 
 @pytest.fixture

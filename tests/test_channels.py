@@ -15,7 +15,7 @@ from flask_websockets import (
     WrongThread,
 )
 
-from .integration.conftest import wait_until
+from .integration.waiting import wait_until
 
 TIMEOUT = 5
 

@@ -23,8 +23,9 @@ from urllib.parse import urlencode
 import pytest
 from websockets.sync.client import ClientConnection, connect
 
-from ..integration.conftest import IMPLEMENTATIONS, free_port, wait_until
+from ..integration.conftest import IMPLEMENTATIONS, free_port
 from ..integration.serving import Peer, Served, Start, serving
+from ..integration.waiting import wait_until
 from .skips import skips_of
 
 T = TypeVar("T")

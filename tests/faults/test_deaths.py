@@ -19,8 +19,8 @@ from typing import Any
 
 import pytest
 
-from ..integration.conftest import wait_until
 from ..integration.serving import HANDSHAKE, Served, Start, request_head, serving
+from ..integration.waiting import wait_until
 
 #: Every wait of a client, in seconds.
 PATIENCE = 30.0

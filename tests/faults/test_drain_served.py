@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from ..integration.conftest import IMPLEMENTATIONS, free_port, wait_until
+from ..integration.conftest import IMPLEMENTATIONS, free_port
 from ..integration.serving import (
     CLOSE,
     HANDSHAKE,
@@ -30,6 +30,7 @@ from ..integration.serving import (
     request_head,
     serving,
 )
+from ..integration.waiting import wait_until
 
 APP = """
     import asyncio

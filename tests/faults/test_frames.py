@@ -11,7 +11,6 @@ from contextlib import contextmanager
 
 import pytest
 
-from ..integration.conftest import wait_until
 from ..integration.serving import (
     CLOSE,
     HANDSHAKE,
@@ -21,6 +20,7 @@ from ..integration.serving import (
     request_head,
     seconds_until_cut,
 )
+from ..integration.waiting import wait_until
 from .conftest import MARGIN, SETTINGS, TIMEOUT, OpenScene, Scene, Starter, at_once, path
 
 HANDSHAKE_TIMEOUT = SETTINGS["HANDSHAKE_TIMEOUT"]

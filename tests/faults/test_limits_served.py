@@ -16,8 +16,9 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection
 
-from ..integration.conftest import IMPLEMENTATIONS, free_port, wait_until
+from ..integration.conftest import IMPLEMENTATIONS, free_port
 from ..integration.serving import HANDSHAKE, Peer, Served, Start, request_head, serving
+from ..integration.waiting import wait_until
 from .conftest import KIND_OF, MARGIN, TIMEOUT
 
 APP = """

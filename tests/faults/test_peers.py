@@ -11,8 +11,8 @@ from functools import partial
 
 import pytest
 
-from ..integration.conftest import wait_until
 from ..integration.serving import BINARY, TEXT
+from ..integration.waiting import wait_until
 from .conftest import (
     GONE,
     PATIENCE,

@@ -24,7 +24,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from ..integration.conftest import free_port, wait_until
+from ..integration.conftest import free_port
 from ..integration.serving import (
     HANDSHAKE,
     Answer,
@@ -37,6 +37,7 @@ from ..integration.serving import (
     serving,
 )
 from ..integration.serving import is_running as process_runs
+from ..integration.waiting import wait_until
 from .soak import Report, Sample, judge
 from .soak_plot import draw
 from .test_deaths import DEATHS

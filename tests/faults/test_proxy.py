@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from ..integration.conftest import wait_until
+from ..integration.waiting import wait_until
 from .proxy import C2S, CHUNK, S2C, Direction, Proxy
 
 TIMEOUT = 10.0

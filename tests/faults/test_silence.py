@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 from websockets.exceptions import ConnectionClosed
 
-from ..integration.conftest import wait_until
+from ..integration.waiting import wait_until
 from .conftest import GONE, TIMEOUT, OpenScene, Scene, Starter, at_once, sync_and_async
 from .proxy import C2S, S2C, Proxy
 

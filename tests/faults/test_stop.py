@@ -11,7 +11,6 @@ from contextlib import ExitStack
 
 import pytest
 
-from ..integration.conftest import wait_until
 from ..integration.serving import (
     HANDSHAKE,
     MARGIN,
@@ -22,6 +21,7 @@ from ..integration.serving import (
     read_answer,
     request_head,
 )
+from ..integration.waiting import wait_until
 from .conftest import SETTINGS, Starter, path
 
 KEY = Callable[[str], str]

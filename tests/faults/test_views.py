@@ -9,8 +9,8 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from ..integration.conftest import wait_until
 from ..integration.serving import HANDSHAKE, read_answer, request_head
+from ..integration.waiting import wait_until
 from .conftest import SETTINGS, TIMEOUT, Scene, path, sync_and_async
 
 KEY = Callable[[str], str]

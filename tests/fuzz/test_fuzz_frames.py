@@ -21,8 +21,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from websockets.sync.client import connect
 
-from ..integration.conftest import ServerProcess, wait_until
+from ..integration.conftest import ServerProcess
 from ..integration.raw_client import RawClient
+from ..integration.waiting import wait_until
 from ..models.profiles import profile
 
 #: Seconds that anything may take for which nothing is promised.

@@ -34,8 +34,9 @@ from websockets.sync.client import connect
 from flask_websockets import ConnectionClosed, ConnectionRejected
 from flask_websockets.testing import ClientConnection as OurConnection
 
-from .conftest import ServerProcess, free_port, wait_until
+from .conftest import ServerProcess, free_port
 from .known_servers import BY_DEFAULT, SERVER_OF, Server, known
+from .waiting import wait_until
 
 #: Seconds that anything may take.
 TIMEOUT = 10.0

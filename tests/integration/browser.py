@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from websockets.sync.client import connect
 
-from .conftest import wait_until
+from .waiting import wait_until
 
 #: Seconds for a cold start on a loaded machine.
 START_TIMEOUT = 60.0

@@ -11,12 +11,20 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from .browser import Browser, Page, find_chromium
+from .waiting import wait_until
+
 #: Seconds in which a server must answer; a loaded machine starts Python slowly.
 START_TIMEOUT = 30.0
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+SCREENSHOTS = ROOT / "docs" / "_static" / "screenshots"
+#: CSS pixels of a window.
+SIZES = {"desktop": (1200, 800), "phone": (390, 844)}
 
 #: What the five dependencies give, and what the extra ``fast`` gives.
 IMPLEMENTATIONS = {
@@ -37,17 +45,6 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def wait_until(condition: Callable[[], Any], timeout: float = 10.0, what: str = "condition") -> Any:
-    """Poll *condition* until it is true, and return its value; fail after *timeout* seconds."""
-    deadline = time.monotonic() + timeout
-    while True:
-        if value := condition():
-            return value
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{what} did not come true within {timeout:g} s")
-        time.sleep(0.02)
 
 
 class ServerProcess:
@@ -178,3 +175,61 @@ def development_server(
         return start_server(source, [sys.executable, "served.py"], beside=hidden)
 
     return start
+
+
+# -- the examples, as somebody sees them ----------------------------------------------------------
+
+
+@pytest.fixture
+def start_example(start_server: Callable[..., ServerProcess]) -> Callable[..., ServerProcess]:
+    """Serve ``examples/NAME`` as its README says, on a free port or on a given one."""
+
+    def start(name: str, port: int | None = None) -> ServerProcess:
+        command = [sys.executable, "-m", "flask", "--app", str(EXAMPLES / name / "app")]
+        command += ["websockets", "serve", "--port", "{port}"]
+        return start_server("", command, port=port)
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """The system's Chromium."""
+    with launch(tmp_path_factory.mktemp("browser")) as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def other_browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """Another process of it, which shares nothing with the first."""
+    with launch(tmp_path_factory.mktemp("other-browser")) as browser:
+        yield browser
+
+
+def launch(directory: Path) -> Browser:
+    if find_chromium() is None:
+        pytest.skip("there is no Chromium on this system (chromium, google-chrome)")
+    return Browser(directory)
+
+
+@pytest.fixture
+def photograph(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Page, str], None]:
+    """Look at a page on a desktop and on a phone, in light and in dark.
+
+    Nothing may be wider than the window. The pictures are the test's own; ``--screenshots`` writes
+    those of the documentation anew.
+    """
+    kept = SCREENSHOTS if request.config.getoption("--screenshots") else tmp_path
+
+    def photograph(page: Page, name: str) -> None:
+        for size, (width, height) in SIZES.items():
+            page.resize(width, height)
+            for dark in (False, True):
+                page.set_dark(dark)
+                page.wait_for("document.getAnimations().every(a => a.playState !== 'running')")
+                assert page.run("document.documentElement.scrollWidth <= innerWidth"), size
+                path = kept / f"{name}-{size}-{'dark' if dark else 'light'}.png"
+                page.screenshot(path)
+                assert path.read_bytes().startswith(b"\x89PNG")
+
+    return photograph

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from .conftest import ServerProcess, free_port, wait_until
+from .conftest import ServerProcess, free_port
 from .http_client import Answer, Client, Headers
+from .waiting import wait_until
 
 UVICORN = ["uvicorn", "--port", "{port}", "--no-access-log", "--timeout-graceful-shutdown", "3"]
 # Without workers hypercorn serves in the process that was started.

@@ -22,8 +22,9 @@ from typing import Any, NamedTuple
 
 from websockets.sync.client import ClientConnection, connect, unix_connect
 
-from .conftest import START_TIMEOUT, ServerProcess, free_port, wait_until
+from .conftest import START_TIMEOUT, ServerProcess, free_port
 from .raw_client import RawClient
+from .waiting import wait_until
 
 #: Seconds that anything may take for which nothing is promised.
 TIMEOUT = 10.0

@@ -22,9 +22,10 @@ import websockets.asyncio.client
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect, unix_connect
 
-from .conftest import ServerProcess, free_port, wait_until
+from .conftest import ServerProcess, free_port
 from .raw_client import RawClient
 from .serving import make_certificate
+from .waiting import wait_until
 
 COUNTED = """
     from flask import Flask, request, session

@@ -18,9 +18,10 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from .conftest import IMPLEMENTATIONS, ServerProcess, free_port, wait_until
+from .conftest import IMPLEMENTATIONS, ServerProcess, free_port
 from .http_servers import HYPERCORN
 from .raw_client import RawClient
+from .waiting import wait_until
 
 TIMEOUT = 10.0
 #: Seconds of async_app.py: WEBSOCKETS_CLOSE_TIMEOUT, WEBSOCKETS_SEND_TIMEOUT.

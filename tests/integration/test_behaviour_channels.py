@@ -7,7 +7,7 @@ import pytest
 
 from . import behaviour_drivers
 from .behaviour_app import PUBLISH_MISTAKES, SUBSCRIBE_MISTAKES
-from .conftest import wait_until
+from .waiting import wait_until
 
 pytest_generate_tests = behaviour_drivers.pytest_generate_tests
 serving = behaviour_drivers.serving

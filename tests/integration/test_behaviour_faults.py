@@ -28,9 +28,10 @@ import pytest
 
 from . import behaviour_drivers, servers_page
 from .behaviour_drivers import OverTheWire, Serving, children, chosen
-from .conftest import ServerProcess, free_port, wait_until
+from .conftest import ServerProcess, free_port
 from .known_servers import FAULTS, KNOWN, SERVER_OF, SERVERS
 from .serving import CLOSE, HANDSHAKE, TEXT, Peer, request_head, seconds_until_cut
+from .waiting import wait_until
 
 driver = behaviour_drivers.driver
 

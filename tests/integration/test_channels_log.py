@@ -20,7 +20,8 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from .checker import Fault, Published, Subscriber, check
-from .conftest import ServerProcess, wait_until
+from .conftest import ServerProcess
+from .waiting import wait_until
 
 # -- the checker -----------------------------------------------------------------------------------
 

@@ -17,8 +17,9 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from .browser import Browser, Page, find_chromium
-from .conftest import IMPLEMENTATIONS, ServerProcess, free_port, wait_until
+from .browser import Browser, Page
+from .conftest import IMPLEMENTATIONS, ServerProcess, free_port
+from .waiting import wait_until
 
 CHAT = Path(__file__).parents[2] / "examples" / "chat"
 #: Seconds for one message to come.
@@ -260,15 +261,6 @@ def test_app_run(start_server, implementation, monkeypatch, tmp_path):
 
 
 # -- with browsers -------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    """The system's Chromium."""
-    if find_chromium() is None:
-        pytest.skip("there is no Chromium on this system (chromium, google-chrome)")
-    with Browser(tmp_path_factory.mktemp("browser")) as browser:
-        yield browser
 
 
 def join(browser: Browser, server: ServerProcess, room: str, name: str, **size: int) -> Page:

@@ -34,7 +34,8 @@ from werkzeug.serving import make_ssl_devcert
 
 from flask_websockets.config import Config
 
-from .conftest import START_TIMEOUT, ServerProcess, free_port, wait_until
+from .conftest import START_TIMEOUT, ServerProcess, free_port
+from .waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "examples" / "deploy"

@@ -11,9 +11,9 @@ import pytest
 
 from . import behaviour_drivers, servers_page
 from .behaviour_drivers import OverTheWire, chosen, over_the_wire, started
-from .conftest import wait_until
 from .known_servers import KNOWN, SERVER_OF, SERVERS
 from .raw_client import RawClient
+from .waiting import wait_until
 
 driver = behaviour_drivers.driver
 kind = behaviour_drivers.kind

@@ -11,8 +11,8 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from .conftest import wait_until
 from .raw_client import RawClient
+from .waiting import wait_until
 
 APP = """
     import dataclasses, threading, time

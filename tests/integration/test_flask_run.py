@@ -23,7 +23,6 @@ from websockets.sync.client import ClientConnection
 
 import flask_websockets
 
-from .conftest import wait_until
 from .test_app_run import (
     CHECKS,
     CONVERSING,
@@ -38,6 +37,7 @@ from .test_app_run import (
     launching,
     listening_ports,
 )
+from .waiting import wait_until
 
 __all__ = ["launch"]  # a fixture
 

@@ -16,7 +16,8 @@ import h2.connection
 import h2.events
 import pytest
 
-from .conftest import IMPLEMENTATIONS, ServerProcess, wait_until
+from .conftest import IMPLEMENTATIONS, ServerProcess
+from .waiting import wait_until
 
 TIMEOUT = 10.0
 

@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from .conftest import ServerProcess, wait_until
+from .conftest import ServerProcess
+from .waiting import wait_until
 
 SERVED = """
     import hashlib

@@ -20,7 +20,8 @@ from flask import Flask
 from flask.sessions import SecureCookieSessionInterface
 
 from . import isolation_app
-from .conftest import IMPLEMENTATIONS, ServerProcess, wait_until
+from .conftest import IMPLEMENTATIONS, ServerProcess
+from .waiting import wait_until
 
 SOURCE = Path(isolation_app.__file__).read_text()
 #: Connections and requests at the same time.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.client
 import importlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
 from urllib.parse import urlencode
@@ -14,7 +14,6 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
-from .browser import Browser, find_chromium
 from .conftest import IMPLEMENTATIONS, ServerProcess
 
 LOGIN = Path(__file__).parents[2] / "examples" / "login"
@@ -124,15 +123,6 @@ def test_the_login_lasts_for_half_a_day(monkeypatch):
     module = importlib.import_module("app")
     monkeypatch.delitem(sys.modules, "app")
     assert module.app.view_functions["chat"].websocket_route.max_age == 12 * 60 * 60
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    """The system's Chromium."""
-    if find_chromium() is None:
-        pytest.skip("there is no Chromium on this system (chromium, google-chrome)")
-    with Browser(tmp_path_factory.mktemp("browser")) as browser:
-        yield browser
 
 
 @pytest.mark.browser

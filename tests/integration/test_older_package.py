@@ -29,7 +29,7 @@ from websockets.sync.client import connect
 import flask_websockets
 from flask_websockets import WebSocket
 
-from .conftest import wait_until
+from .waiting import wait_until
 
 #: Seconds for one message or one answer, on a loaded machine.
 PATIENCE = 10.0

@@ -6,14 +6,13 @@ import json
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from .browser import Browser, find_chromium
 from .conftest import IMPLEMENTATIONS, ServerProcess
 
 PRICES = Path(__file__).parents[2] / "examples" / "prices"
@@ -122,15 +121,6 @@ def test_the_page(server):
     """The page opens a WebSocket."""
     with urllib.request.urlopen(server.url("/"), timeout=TIMEOUT) as response:
         assert b"new WebSocket" in response.read()
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    """The system's Chromium."""
-    if find_chromium() is None:
-        pytest.skip("there is no Chromium on this system (chromium, google-chrome)")
-    with Browser(tmp_path_factory.mktemp("browser")) as browser:
-        yield browser
 
 
 @pytest.mark.browser

@@ -23,7 +23,8 @@ from websockets.sync.client import ClientConnection, connect
 
 import flask_websockets
 
-from .conftest import ServerProcess, wait_until
+from .conftest import ServerProcess
+from .waiting import wait_until
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "quickstart.rst"
 

@@ -14,7 +14,8 @@ from urllib.request import urlopen
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
 
-from .conftest import ServerProcess, wait_until
+from .conftest import ServerProcess
+from .waiting import wait_until
 
 VIEWS = 2_000
 #: Descriptors and threads beside one for each view: files, pipes, the event loop's own.

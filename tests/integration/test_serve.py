@@ -20,7 +20,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from .conftest import free_port, wait_until
+from .conftest import free_port
 from .serving import (
     CLOSE,
     FLASK,
@@ -38,6 +38,7 @@ from .serving import (
     seconds_until_cut,
     serving,
 )
+from .waiting import wait_until
 
 APP = """
     import asyncio

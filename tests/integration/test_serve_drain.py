@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from .conftest import START_TIMEOUT, free_port, wait_until
+from .conftest import START_TIMEOUT, free_port
 from .serving import (
     HANDSHAKE,
     KINDS,
@@ -33,6 +33,7 @@ from .serving import (
     request_head,
     serving,
 )
+from .waiting import wait_until
 
 APP = """
     import asyncio

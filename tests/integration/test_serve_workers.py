@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from websockets.exceptions import ConnectionClosed
 
-from .conftest import START_TIMEOUT, free_port, wait_until
+from .conftest import START_TIMEOUT, free_port
 from .serving import (
     FLASK,
     MARGIN,
@@ -29,6 +29,7 @@ from .serving import (
     serving,
     state_of,
 )
+from .waiting import wait_until
 
 APP = """
     import multiprocessing

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from websockets.sync.client import ClientConnection, connect
 
-from .conftest import wait_until
 from .raw_client import RawClient
+from .waiting import wait_until
 
 POLICIES = ("close", "drop_oldest", "drop_newest", "latest")
 #: Bytes of a message: large enough that a few dozen are more than the kernel's buffers hold.

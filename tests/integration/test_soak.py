@@ -16,7 +16,8 @@ from urllib.request import urlopen
 
 import pytest
 
-from .conftest import ServerProcess, wait_until
+from .conftest import ServerProcess
+from .waiting import wait_until
 
 SERVED = """
     import gc

@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from websockets.sync.client import connect
 
-from .browser import Browser, find_chromium
 from .conftest import IMPLEMENTATIONS, ServerProcess
 
 UPLOAD = Path(__file__).parents[2] / "examples" / "upload"
@@ -54,15 +53,6 @@ def test_the_download_is_whole(server):
         lines = client.getresponse().read().decode().splitlines()
     assert len(lines) == 1_000_000
     assert all(line == f"{n},{n * n}" for n, line in enumerate(lines))
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    """The system's Chromium."""
-    if find_chromium() is None:
-        pytest.skip("there is no Chromium on this system (chromium, google-chrome)")
-    with Browser(tmp_path_factory.mktemp("browser")) as browser:
-        yield browser
 
 
 @pytest.mark.browser
