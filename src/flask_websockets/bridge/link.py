@@ -4,8 +4,8 @@ Two anyio memory streams, both on the loop: messages in, ASGI messages out. The 
 touches them; it posts commands at the door, and finds what was received in its hand-over queue.
 
 In: the reader puts each message into the inbound stream, or, when the thread waits already,
-hands it over directly. A thread that has used up its batch posts *ask*; the loop hands over
-all that lies in the stream.
+hands it over directly. A thread that has used up its batch sets a flag, which the reader sees;
+it posts *ask* only if more has come meanwhile, and the loop hands over all that lies in the stream.
 
 Out: ``send`` posts the message; the loop gives it to the server at once where that is known to
 be safe (``inline``), else puts it into the outbound stream for the writer task. Published
