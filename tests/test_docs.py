@@ -20,14 +20,13 @@ import flask_websockets
 from flask_websockets import WebSocket, WebSockets
 from flask_websockets.config import PREFIX, Config
 from flask_websockets.protocol import TRANSITIONS
-from flask_websockets.testing import ClientConnection
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 #: The quick start has a test of its own: its snippets are not meant to stand alone.
 PAGES = sorted(page for page in DOCS.rglob("*.rst") if page.name != "quickstart.rst")
 EXAMPLES = sorted((ROOT / "examples").glob("*/*.py"))
-PROGRAMS = [*EXAMPLES, DOCS / "tutorial" / "chat.py"]
+PROGRAMS = [*EXAMPLES, DOCS / "tutorial" / "step4" / "app.py"]  # test_tutorial.py has the others
 #: Seconds for any wait of a test's own.
 TIMEOUT = 10.0
 
@@ -267,28 +266,3 @@ def test_upload(load):
         assert told == [1024 * 1024, 2 * 1024 * 1024, len(data)]
     with client.get("/numbers.csv") as answer:
         assert next(answer.iter_encoded()) == b"0,0\n"
-
-
-def test_tutorial_chat(load):
-    """The tutorial's chat keeps its rooms apart, and its page knows which one it is in."""
-    module = load(DOCS / "tutorial" / "chat.py")
-    client = module.websockets.test_client()
-    with client.get("/tea%20room") as page:
-        assert "<h1>tea room</h1>" in page.text
-        assert '"tea%20room"' in page.text
-
-    def join(room: str) -> ClientConnection:
-        return client.websocket_connect(f"/ws/{room}", timeout=TIMEOUT)
-
-    with join("kitchen") as ann, join("kitchen") as bob, join("garden") as eve:
-        # What comes back to its own sender proves that the sender is subscribed.
-        for ws in (eve, bob, ann):
-            ws.send("here I am")
-            while ws.receive() != "here I am":
-                pass
-        ann.send("tea?")
-        for ws in (ann, bob):
-            while ws.receive() != "tea?":
-                pass
-        eve.send("nobody else")
-        assert eve.receive() == "nobody else"

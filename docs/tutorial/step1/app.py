@@ -1,0 +1,25 @@
+from collections import Counter
+from threading import Lock
+
+from flask import Flask, abort, redirect, render_template, request, url_for
+from werkzeug import Response
+
+app = Flask(__name__)
+CHOICES = ["Coffee", "Tea", "Hot chocolate", "Water"]
+votes: Counter[str] = Counter()
+lock = Lock()  # held while counting: two people may vote at the same time
+
+
+@app.get("/")
+def page() -> str:
+    return render_template("poll.html", choices=CHOICES, votes=votes)
+
+
+@app.post("/vote")
+def vote() -> Response:
+    choice = request.form["choice"]
+    if choice not in CHOICES:
+        abort(400, "There is no such choice.")
+    with lock:
+        votes[choice] += 1
+    return redirect(url_for("page"))
