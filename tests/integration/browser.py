@@ -54,9 +54,11 @@ class Browser:
     """A headless Chromium with a fresh profile in *directory*.
 
     Use it in a ``with`` block, which ends the process whatever happens.
+
+    :param flags: more of its command line.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *flags: str) -> None:
         executable = find_chromium()
         if executable is None:
             raise BrowserError("There is no Chromium on this system.")
@@ -66,7 +68,7 @@ class Browser:
         self._commands: _Commands | None = None
         with self._log_path.open("wb") as log:
             self._process = subprocess.Popen(
-                [executable, *FLAGS, f"--user-data-dir={self._profile}", "about:blank"],
+                [executable, *FLAGS, *flags, f"--user-data-dir={self._profile}", "about:blank"],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

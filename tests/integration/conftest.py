@@ -206,10 +206,11 @@ def other_browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]
         yield browser
 
 
-def launch(directory: Path) -> Browser:
+def launch(directory: Path, *flags: str) -> Browser:
+    """Start the system's Chromium; the test is skipped where there is none."""
     if find_chromium() is None:
         pytest.skip("there is no Chromium on this system (chromium, google-chrome)")
-    return Browser(directory)
+    return Browser(directory, *flags)
 
 
 @pytest.fixture
@@ -220,6 +221,7 @@ def photograph(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Page
     those of the documentation anew.
     """
     kept = SCREENSHOTS if request.config.getoption("--screenshots") else tmp_path
+    kept.mkdir(exist_ok=True)
 
     def photograph(page: Page, name: str) -> None:
         for size, (width, height) in SIZES.items():
