@@ -1,14 +1,19 @@
 """Sphinx: ``python -m sphinx -n -W -b html docs docs/_build/html``, without a network."""
 
+import sys
+from pathlib import Path
+
 from pallets_sphinx_themes import get_version
+
+sys.path.append(str(Path(__file__).parent / "_ext"))
 
 project = "flask-websockets"
 author = "The flask-websockets maintainers"
 copyright = f"2026, {author}"
 release, version = get_version("flask-websockets")
 
-extensions = ["pallets_sphinx_themes", "sphinx.ext.autodoc"]
-exclude_patterns = ["_build"]
+extensions = ["pallets_sphinx_themes", "settings", "sphinx.ext.autodoc"]
+exclude_patterns = ["_build", "_ext"]
 default_role = "code"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"

@@ -18,7 +18,7 @@ from flask import Flask, redirect, request, session
 
 import flask_websockets
 from flask_websockets import WebSocket, WebSockets
-from flask_websockets.config import PREFIX, Config
+from flask_websockets.config import PREFIX, ROUTE_LIMITS, Config
 from flask_websockets.protocol import TRANSITIONS
 
 ROOT = Path(__file__).parent.parent
@@ -138,33 +138,56 @@ def test_included_files_exist(page):
                 assert f"def {value}(" in included.read_text()
 
 
-def configuration_table() -> dict[str, str]:
-    """Setting to default, as the reference has them."""
-    text = (DOCS / "reference" / "configuration.rst").read_text()
-    rows = re.findall(r"^    \* - ``(\w+)``\n      - ``(.+?)``", text, re.MULTILINE)
-    assert len(rows) == len(dict(rows)), "a setting stands in two rows"
-    return dict(rows)
+def settings_table() -> types.ModuleType:
+    """The Sphinx extension that makes the reference's table of settings."""
+    pytest.importorskip("sphinx", reason="tox -e docs needs it as well")
+    path = DOCS / "_ext" / "settings.py"
+    spec = importlib.util.spec_from_file_location("docs_settings", path)
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-def test_every_setting_is_documented():
-    """The reference lists exactly the settings that there are."""
-    assert set(configuration_table()) == {PREFIX + field.name.upper() for field in fields(Config)}
+def setting_names() -> set[str]:
+    return {PREFIX + field.name.upper() for field in fields(Config)}
+
+
+def test_the_table_of_settings_is_made_of_the_source():
+    """Every setting has its row, with a default that reads as Python, and with words."""
+    module = settings_table()
+    made = module.settings()
+    assert ".. settings::" in (DOCS / "reference" / "configuration.rst").read_text()
+    assert [setting.name for setting in made] == [
+        PREFIX + field.name.upper() for field in fields(Config)
+    ]
+    for setting, field in zip(made, fields(Config), strict=True):
+        default = ast.literal_eval(module.literal(setting.default))
+        assert default == field.default
+        assert type(default) is type(field.default)
+        assert setting.text.endswith("."), setting
+        assert setting.for_routes == (field.name in ROUTE_LIMITS)
 
 
 @pytest.mark.parametrize("field", fields(Config), ids=lambda field: field.name)
-def test_defaults_are_documented(field):
-    """The reference gives each setting's default."""
-    documented = configuration_table()[PREFIX + field.name.upper()]
-    default = ast.literal_eval(documented)
-    assert default == field.default
-    assert type(default) is type(field.default)
+def test_numbers_have_units(field):
+    """Whatever is a number says of what, in the table."""
+    (setting,) = (
+        each for each in settings_table().settings() if each.name == PREFIX + field.name.upper()
+    )
+    is_number = field.type.startswith(("int", "float"))
+    assert bool(setting.unit) == is_number
+    if field.type == "float":
+        assert setting.unit == "seconds"
+    if field.name.endswith("_bytes"):
+        assert setting.unit.startswith("bytes")
 
 
 @pytest.mark.parametrize("path", [*PAGES, ROOT / "CHANGES.md", *PROGRAMS], ids=name_of)
 def test_no_setting_is_invented(path):
     """Whatever setting is named anywhere, there is one of that name."""
     named = set(re.findall(r"\bWEBSOCKETS_[A-Z_]+[A-Z]\b", path.read_text()))
-    assert named <= set(configuration_table())
+    assert named <= setting_names()
 
 
 def test_every_public_name_is_in_the_reference():

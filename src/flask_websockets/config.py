@@ -33,66 +33,88 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Config:
-    """The settings of one application. Durations are in seconds, sizes in bytes or messages."""
+    """The settings of one application.
 
-    #: Open connections; above it a handshake is answered 503 with Retry-After.
+    Above each field: in brackets its unit, then what happens above it. The reference's table is
+    made of these lines.
+    """
+
+    #: [connections] The handshake is answered 503 with `Retry-After`. No thread is taken.
     max_connections: int = 10_000
-    #: Those of one address, handshakes included; above it 429. None: no limit. An IPv6 address
-    #: counts as its network of 64 bits, which is what one customer gets.
+    #: [connections] Connections of one `request.remote_addr`, so that `ProxyFix` counts: 429 with
+    #: `Retry-After`. An IPv6 address counts as its network of 64 bits.
     max_connections_per_address: int | None = None
-    #: Those of one user, whom ``identify`` names; above it 429. None: no limit.
+    #: [connections] Connections of one user, by :meth:`WebSockets.identify`: 429 with
+    #: `Retry-After`.
     max_connections_per_user: int | None = None
-    #: Handshakes at the same time; above it they queue for ``handshake_timeout``, then 503.
+    #: [at the same time] They wait for ``WEBSOCKETS_HANDSHAKE_TIMEOUT``, then 503 with
+    #: `Retry-After`.
     max_handshakes: int = 100
-    #: Seconds in which a view must accept or refuse; then 503.
+    #: [seconds] A view that has neither accepted nor refused: 503. Its later use of the connection
+    #: raises :exc:`ConnectionClosed`.
     handshake_timeout: float = 10.0
-    #: Threads that run HTTP requests; above it requests queue.
+    #: [threads] Requests queue, at most 25 for each thread; then 503 with `Retry-After`.
     http_threads: int = 40
-    #: Bytes of one incoming message; above it close 1009. uvicorn's own default.
+    #: [bytes] Close 1009. The default, 16 MiB, is uvicorn's own.
     max_message_bytes: int = 16 * 1024 * 1024
-    #: Messages that one connection may send in a second, on average: so many may come at once.
-    #: None: no limit but the view's own pace, which the inbox hands on to the peer.
+    #: [messages a second] Messages of one connection, a token bucket: one second's worth may come
+    #: at once. Then what ``WEBSOCKETS_RATE_EXCEEDED`` says.
     max_messages_per_second: float | None = None
-    #: Their bytes. One larger message passes when nothing came for long enough.
+    #: [bytes a second] Their bytes. One larger message passes when nothing has come for a while;
+    #: what follows waits for the debt.
     max_bytes_per_second: float | None = None
-    #: What exceeding either does: close 1008, or pause reading until the rate is kept again.
+    #: ``"close"``: close 1008. ``"slow_down"``: reading pauses until the rate is kept again, and
+    #: nothing is lost; where that would take longer than ``WEBSOCKETS_INBOX_TIMEOUT``, close 1008.
     rate_exceeded: RateExceeded = "close"
-    #: Received messages that the view has not taken.
+    #: [messages] What ``WEBSOCKETS_INBOX_FULL`` says.
     inbox_messages: int = 100
-    #: Their bytes. One larger message passes when the inbox is empty.
+    #: [bytes] The same. One larger message passes when the inbox is empty.
     inbox_bytes: int = 1024 * 1024
-    #: Seconds for which a full inbox pauses reading, then close 1013. Below the 20 s in which
-    #: uvicorn wants a pong that nobody reads meanwhile.
+    #: [seconds] Reading has been paused for so long: close 1013. Keep it below the server's ping
+    #: timeout.
     inbox_timeout: float = 15.0
-    #: What a full inbox does: pause reading, close 1013 at once, or drop the new message.
+    #: ``"pause"``: nothing more is read until there is room. ``"close"``: close 1013 at once.
+    #: ``"drop_newest"``: the new message is dropped and counted.
     inbox_full: InboxFull = "pause"
-    #: Messages that the server has not taken; above it the view's send waits.
+    #: [messages] The view's `send` waits until the outbox is half empty. For a published message:
+    #: what the subscription's `on_slow` says, by default close 1013, "slow consumer".
     outbox_messages: int = 1_000
-    #: Their bytes. One larger message passes when the outbox is empty.
+    #: [bytes] The same. One larger message passes when the outbox is empty.
     outbox_bytes: int = 1024 * 1024
-    #: Seconds that one send may wait for the peer; then the connection is gone.
+    #: [seconds] A message that the client does not take, or a `send` that finds no room: the
+    #: connection is cut, the view gets :exc:`ConnectionClosed` with 1006. So is the client of an
+    #: HTTP response that takes none of it for so long. A `publish` that finds too many pending
+    #: raises :exc:`TimeoutError`.
     send_timeout: float = 30.0
-    #: Seconds that a view has to finish once its connection is over; then it is reported.
+    #: [seconds] A view that still runs so long after its connection's end is reported and left to
+    #: itself; an async view is cancelled first (:doc:`../how-to/async-views`). A slow consumer that
+    #: has not taken its close frame is cut.
     close_timeout: float = 10.0
-    #: Seconds that everybody has to leave when the server stops; what is left is cut.
+    #: [seconds] Of :meth:`WebSockets.drain`, :meth:`WebSockets.run` and `flask websockets serve`:
+    #: whoever is left so long after the signal to stop is cut, and the process ends
+    #: (:doc:`../how-to/run`). Other servers have a setting of their own.
     drain_timeout: float = 20.0
-    #: Channels one connection may be subscribed to; above it ``subscribe`` raises.
+    #: [channels] `subscribe` raises :exc:`UsageError`; nothing is subscribed.
     max_channels_per_connection: int = 1_000
-    #: Bytes of a channel's name in UTF-8; above it ``subscribe`` and ``publish`` raise.
+    #: [bytes of UTF-8] `subscribe` and `publish` raise :exc:`ValueError`; nothing is subscribed or
+    #: published.
     max_channel_name_bytes: int = 255
-    #: Bytes of one published message; above it ``publish`` raises.
+    #: [bytes] `publish` raises :exc:`ValueError`. As much as an outbox holds by default.
     max_publish_bytes: int = 1024 * 1024
-    #: Publishes and subscribes that the loop has not taken; above it both wait, then raise.
+    #: [publishes and subscribes] `publish` and `subscribe` wait for ``WEBSOCKETS_SEND_TIMEOUT``,
+    #: then raise :exc:`TimeoutError`.
     max_pending_publishes: int = 10_000
-    #: Origins allowed beside the application's own.
+    #: Any other origin than these and the application's own: 403. One origin or a list of them:
+    #: `https://app.example.com`, `https://*.example.com`, `null`, `*`. `None` is the same as an
+    #: empty list.
     allowed_origins: tuple[str, ...] = ()
-    #: Whether messages take ways of their own where the server's classes are known to allow it.
-    #: Off, everything goes the one way that every server has, which is slower.
+    #: No limit: whether messages and small HTTP responses take a shorter way where uvicorn's own
+    #: classes are known to allow it. ``False``: the one way that every server has.
     fast_paths: bool = True
-    #: Whether kernel and interpreter are asked for what makes threads cheaper, which changes
-    #: nothing else: see :doc:`/explanation/performance`.
+    #: No limit: whether kernel and interpreter are asked for what makes threads cheaper, at the
+    #: start of a server; see :doc:`../explanation/performance`.
     tune_process: bool = True
-    #: Where channels live. Only the process's own memory so far.
+    #: Where channels live: the process' own memory. Anything else raises :exc:`ConfigurationError`.
     backend_url: str = MEMORY_URL
 
     def passes(self, size: int) -> bool:
