@@ -513,7 +513,7 @@ class Fakes:
         await self.asgi(scope, receive, send)
 
 
-@pytest.mark.parametrize(("count", "timeout"), [(400, 20), (800, 4)])
+@pytest.mark.parametrize(("count", "timeout"), [(400, 20), (300, 4)])
 def test_everybody_is_told_by_half_the_time(run, websockets, asgi, count, timeout):
     """In batches, not all at once; and the drain ends as soon as all are gone."""
 
