@@ -1,60 +1,60 @@
-"""Chat rooms. Run ``python app.py``, or ``flask --app examples/chat/app websockets serve``."""
+"""Chat rooms: ``flask --app examples/chat/app websockets serve``, or ``run``."""
 
-import os
+from collections import deque
+from os import environ
 from secrets import token_hex
 from threading import Lock
 from time import time
 
-from flask import Flask, render_template, request
+from flask import Flask, render_template, request, session
 
 from flask_websockets import WebSocket, WebSockets
 
 app = Flask(__name__)
-app.config["WEBSOCKETS_MAX_MESSAGE_BYTES"] = 16 * 1024  # MAX_TEXT emoji, escaped, have 12 KB
+app.config.update(SECRET_KEY=environ.get("SECRET_KEY", token_hex()), SESSION_COOKIE_SAMESITE="Lax")
 websockets = WebSockets(app)
 asgi = websockets.asgi_app()
-MAX_NAME, MAX_TEXT = 24, 1000
-people: dict[str, tuple[str, str]] = {}  # id -> name and room; changed under lock
-lock = Lock()  # held until a join or leave is published: the last list of people is the newest
+MAX_NAME, MAX_TEXT = 24, 1000  # characters
+people: dict[WebSocket, tuple[str, dict[str, str]]] = {}  # their rooms, and who they are
+said: deque[tuple[str, dict[str, object]]] = deque(maxlen=200)  # in which room, and the message
+lock = Lock()  # held while something is kept and published: who comes gets it once
 
 
-@app.get("/", defaults={"room": None})
-@app.get("/room/<string(maxlength=32):room>")
+@app.route("/", defaults={"room": None})
+@app.route("/room/<string(maxlength=32):room>", methods=["GET", "POST"])
 def page(room: str | None) -> str:
-    busy = [there for _, there in people.copy().values()]
-    return render_template("chat.html", room=room, busy=busy, name=MAX_NAME, text=MAX_TEXT)
+    if name := request.form.get("name"):
+        session["name"] = "".join(filter(str.isprintable, name)).strip()[:MAX_NAME] or "Guest"
+    return render_template("chat.html", room=room, people=people.copy(), max=(MAX_NAME, MAX_TEXT))
 
 
-def announce(kind: str, who: dict[str, str], room: str, **more: object) -> None:
-    if kind != "message":
-        more["people"] = [[id, name] for id, (name, there) in people.items() if there == room]
-    websockets.publish_json({"type": kind, "who": who, "time": time(), **more}, [f"chat:{room}"])
+def publish(room: str, kind: str, who: dict[str, str], text: str = "") -> None:
+    with lock:
+        message: dict[str, object] = {"type": kind, "who": who, "text": text, "time": time()}
+        if kind == "message":
+            said.append((room, message))
+        elif kind == "people":
+            message["people"] = [each for there, each in people.copy().values() if there == room]
+        websockets.publish_json(message, f"chat:{room}")
 
 
 @websockets.route("/ws/<string(maxlength=32):room>")
 def chat(ws: WebSocket, room: str) -> None:
-    name = "".join(filter(str.isprintable, request.args.get("name", "")))[:MAX_NAME].strip()
-    me = {"id": token_hex(4), "name": name or "Guest"}
-    with websockets.subscribe(ws, [f"chat:{room}"]):
-        ws.send_json({"type": "welcome", "who": me})
-        with lock:
-            people[me["id"]] = me["name"], room
-            announce("join", me, room)
+    me = {"id": session.setdefault("id", token_hex(4)), "name": session.get("name", "Guest")}
+    with websockets.subscribe(ws, f"chat:{room}"):
+        with lock:  # what came since subscribe() is in it: a page begins with the welcome
+            ws.send_json({"type": "welcome", "who": me, "said": [m for r, m in said if r == room]})
+        people[ws] = room, me
+        publish(room, "people", me)
         try:
-            while ws.connected:
-                try:
-                    for message in ws.iter_json():
-                        text = message.get("text") if isinstance(message, dict) else None
-                        if not isinstance(text, str) or not 0 < len(text.strip()) <= MAX_TEXT:
-                            raise ValueError(f'Expected {{"text": "1 to {MAX_TEXT} characters"}}')
-                        announce("message", me, room, text=text.strip())
-                except ValueError as error:  # bad JSON: iter_json's InvalidMessage is one, too
-                    ws.send_json({"type": "error", "text": str(error)})
+            while True:
+                match ws.receive():
+                    case "":  # is sent while somebody types
+                        publish(room, "typing", me)
+                    case str(text) if 0 < len(text.strip()) <= MAX_TEXT:
+                        publish(room, "message", me, text.strip())
+                    case _:
+                        ws.send_json({"type": "error", "text": f"Write 1 to {MAX_TEXT} characters"})
         finally:
-            with lock:
-                del people[me["id"]]
-                announce("leave", me, room)
-
-
-if __name__ == "__main__":
-    app.run(port=int(os.environ.get("PORT", "5000")))
+            del people[ws]
+            publish(room, "people", me)

@@ -107,14 +107,22 @@ class Browser:
             pass  # all of them have ended
         self._process.wait(END_TIMEOUT)
 
-    def open(self, url: str, *, width: int = 1200, height: int = 800) -> Page:
-        """Open *url* as somebody else: pages share neither cookies nor storage."""
+    def open(
+        self, url: str, *, width: int = 1200, height: int = 800, beside: Page | None = None
+    ) -> Page:
+        """Open *url* as somebody else: pages share neither cookies nor storage.
+
+        Or as a second tab *beside* a page, with which it shares both.
+        """
         assert self._commands is not None
-        context = self._commands.call("Target.createBrowserContext")["browserContextId"]
+        if beside:
+            context = beside.context
+        else:
+            context = self._commands.call("Target.createBrowserContext")["browserContextId"]
         target = self._commands.call(
             "Target.createTarget", url="about:blank", browserContextId=context
         )["targetId"]
-        page = Page(_Commands(f"{self._address}/devtools/page/{target}"))
+        page = Page(_Commands(f"{self._address}/devtools/page/{target}"), context)
         self._pages.append(page)
         page.resize(width, height)
         page.go(url)
@@ -134,7 +142,9 @@ class Browser:
 class Page:
     """One page of a :class:`Browser`."""
 
-    def __init__(self, commands: _Commands) -> None:
+    def __init__(self, commands: _Commands, context: str) -> None:
+        #: Whose cookies and storage it has.
+        self.context = context
         self._commands = commands
         for domain in ("Page", "Runtime", "Log"):
             commands.call(f"{domain}.enable")

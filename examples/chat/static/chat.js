@@ -11,11 +11,11 @@ function make(tag, className, ...children) {
   return element;
 }
 
-/** localStorage and sessionStorage may be forbidden; then nothing is remembered. */
-function remembered(storage, key, value) {
+/** localStorage may be forbidden; then nothing is remembered. */
+function remembered(key, value) {
   try {
-    if (value !== undefined) window[storage].setItem(key, value);
-    return window[storage].getItem(key);
+    if (value !== undefined) localStorage.setItem(key, value);
+    return localStorage.getItem(key);
   } catch {
     return null;
   }
@@ -48,10 +48,10 @@ function setTheme(theme) {
 $("theme").addEventListener("click", () => {
   const names = Object.keys(THEMES);
   const next = names[(names.indexOf($("theme").dataset.theme) + 1) % names.length];
-  remembered("localStorage", "chat-theme", next);
+  remembered("chat-theme", next);
   setTheme(next);
 });
-const savedTheme = remembered("localStorage", "chat-theme");
+const savedTheme = remembered("chat-theme");
 setTheme(savedTheme in THEMES ? savedTheme : "light dark");
 
 // -- the list of rooms -----------------------------------------------------------------------
@@ -74,15 +74,22 @@ function room() {
   const GROUP_SECONDS = 180; // one person's messages within this time share a head
   const BACKOFF = { base: 500, cap: 30_000 }; // milliseconds
   const STABLE = 5_000; // a connection that lasted so long makes the next wait short again
+  const PATIENCE = 10_000; // for an answer to our name
+  const TYPING = { every: 2_000, shown: 4_000 };
 
-  let chosen = remembered("sessionStorage", "chat-name"); // each tab is somebody of its own
+  let chosen = document.body.dataset.name || null; // the name that we want, and that the session has
+  let told = chosen;
+  let turns = 0; // each try to connect has a number; a later one takes over
   let socket = null;
   let me = null; // {id, name}, as the server has it
   let attempt = 0;
   let timer = null;
-  let hadConnection = false;
-  let people = new Map();
+  let lost = false; // there was a connection
+  let people = new Map(); // id -> who
+  const typing = new Map(); // id -> who types, and the timer of it
+  let typedAt = -Infinity;
   let last = null; // {id, time} of the last message, for grouping
+  let newest = 0; // when the last message that we have was said
   let unread = 0;
 
   // -- people -------------------------------------------------------------------------------
@@ -108,7 +115,7 @@ function room() {
   }
 
   function showPeople() {
-    const all = [...people].map(([id, name]) => ({ id, name }));
+    const all = [...people.values()];
     all.sort((a, b) => (b.id === me?.id) - (a.id === me?.id) || a.name.localeCompare(b.name));
     $("people").replaceChildren(
       ...all.map((who) => {
@@ -121,6 +128,34 @@ function room() {
     const stack = all.slice(0, 3).map(avatar);
     if (all.length > 3) stack.push(make("span", "avatar more", `+${all.length - 3}`));
     $("stack").replaceChildren(...stack);
+  }
+
+  /** Who has come, who has left and who has another name now follows from the list. */
+  function meet(list, time) {
+    const before = people;
+    people = new Map(list.map((who) => [who.id, who])); // one with two tabs is there once
+    showPeople();
+    if (!before.size) return; // we have just come
+    for (const who of people.values()) {
+      const old = before.get(who.id);
+      if (!old) addNotice(`${who.name} joined`, time);
+      else if (old.name !== who.name) addNotice(`${old.name} is ${who.name} now`, time);
+    }
+    for (const who of before.values()) {
+      if (people.has(who.id)) continue;
+      addNotice(`${who.name} left`, time);
+      showTyping(who, false);
+    }
+  }
+
+  function showTyping(who, types = true) {
+    clearTimeout(typing.get(who.id)?.timer);
+    typing.delete(who.id);
+    if (types) typing.set(who.id, { who, timer: setTimeout(showTyping, TYPING.shown, who, false) });
+    const names = [...typing.values()].map((one) => one.who.name);
+    if (names.length > 2) $("typing").textContent = `${names.length} people are typing`;
+    else if (names.length) $("typing").textContent = `${names.join(" and ")} ${names.length > 1 ? "are" : "is"} typing`;
+    else $("typing").textContent = "";
   }
 
   function showMe() {
@@ -166,6 +201,8 @@ function room() {
   }
 
   function addMessage({ who, text, time }) {
+    newest = time;
+    showTyping(who, false);
     const mine = who.id === me?.id;
     const follows = last && last.id === who.id && time - last.time < GROUP_SECONDS;
     last = { id: who.id, time };
@@ -188,23 +225,47 @@ function room() {
     showSend();
   }
 
-  function connect() {
+  /** The handshake reads the name from the session, so the session has it first. */
+  async function tellName(name) {
+    try {
+      const body = new URLSearchParams({ name });
+      const answer = await fetch("", { method: "POST", body, signal: AbortSignal.timeout(PATIENCE) });
+      if (answer.ok) told = name;
+    } catch {
+      told = null; // whether it arrived we do not know
+    }
+    return told === name;
+  }
+
+  async function connect() {
     clearTimeout(timer);
     setStatus("connecting", "Connecting");
     $("banner").hidden = true;
+    const turn = ++turns;
+    if (told !== chosen && !(await tellName(chosen))) {
+      if (turn === turns) reconnectLater();
+      return;
+    }
+    if (turn !== turns) return;
     const url = new URL(path, location.href);
     url.protocol = url.protocol.replace("http", "ws");
-    url.searchParams.set("name", chosen);
     const opening = new WebSocket(url);
+    const former = socket; // under another name
     let openedAt = Infinity;
+    let welcomed = false;
     socket = opening;
     opening.addEventListener("open", () => {
       openedAt = Date.now();
+      former?.close();
     });
     opening.addEventListener("message", (event) => {
-      if (opening === socket) receive(JSON.parse(event.data));
+      if (opening !== socket) return;
+      const message = JSON.parse(event.data);
+      welcomed ||= message.type === "welcome";
+      if (welcomed) receive(message); // what came before is in the welcome
     });
     opening.addEventListener("close", () => {
+      former?.close();
       if (opening !== socket) return; // closed by us, for another one
       if (Date.now() - openedAt > STABLE) attempt = 0;
       reconnectLater();
@@ -214,6 +275,8 @@ function room() {
   /** Wait for a random time below a bound that doubles: not everybody comes back at once. */
   function reconnectLater() {
     socket = null;
+    told = null; // a server that comes back may have a new key for its sessions
+    lost = Boolean(me);
     people = new Map();
     showPeople();
     const bound = Math.min(BACKOFF.cap, BACKOFF.base * 2 ** attempt);
@@ -240,16 +303,15 @@ function room() {
         me = message.who;
         showMe();
         setStatus("open", "Connected");
-        if (hadConnection) addNotice("You are back. What was said meanwhile did not reach you.");
-        hadConnection = true;
+        if (lost) addNotice("You are back");
+        lost = false;
+        message.said.filter((one) => one.time > newest).forEach(addMessage);
         break;
-      case "join":
-      case "leave":
-        people = new Map(message.people);
-        showPeople();
-        if (message.who.id !== me?.id) {
-          addNotice(`${message.who.name} ${message.type === "join" ? "joined" : "left"}`, message.time);
-        }
+      case "people":
+        meet(message.people, message.time);
+        break;
+      case "typing":
+        if (message.who.id !== me.id) showTyping(message.who);
         break;
       case "message":
         addMessage(message);
@@ -273,7 +335,13 @@ function room() {
     field.style.height = `${field.scrollHeight}px`;
   }
 
-  $("text").addEventListener("input", showSend);
+  $("text").addEventListener("input", () => {
+    showSend();
+    const open = socket?.readyState === WebSocket.OPEN;
+    if (!open || !$("text").value.trim() || Date.now() - typedAt < TYPING.every) return;
+    typedAt = Date.now();
+    socket.send("");
+  });
   $("text").addEventListener("keydown", (event) => {
     // While an input method is composing, Enter belongs to it.
     if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
@@ -285,7 +353,8 @@ function room() {
     event.preventDefault();
     const text = $("text").value.trim();
     if (!text || socket?.readyState !== WebSocket.OPEN) return; // what was typed stays
-    socket.send(JSON.stringify({ text }));
+    socket.send(text);
+    typedAt = -Infinity;
     $("text").value = "";
     $("trouble").hidden = true;
     showSend();
@@ -315,6 +384,9 @@ function room() {
   // A browser may keep a page that was left, its connection included, for the way back.
   addEventListener("pagehide", () => {
     clearTimeout(timer);
+    turns += 1;
+    told = null;
+    people = new Map();
     const old = socket;
     socket = null;
     old?.close();
@@ -352,7 +424,7 @@ function room() {
 
   function askName() {
     setMenu(false);
-    $("name").value = chosen ?? remembered("localStorage", "chat-name") ?? `${any(FIRST)} ${any(SECOND)}`;
+    $("name").value = chosen ?? remembered("chat-name") ?? `${any(FIRST)} ${any(SECOND)}`;
     $("ask").showModal();
     $("name").select();
   }
@@ -362,12 +434,8 @@ function room() {
     $("text").focus();
     if (name === chosen) return;
     chosen = name;
-    remembered("sessionStorage", "chat-name", name);
-    remembered("localStorage", "chat-name", name);
-    const old = socket;
-    hadConnection = false;
+    remembered("chat-name", name);
     connect();
-    old?.close();
   });
   $("rename").addEventListener("click", askName);
 
