@@ -1,7 +1,6 @@
 """Chat rooms: ``flask --app examples/chat/app websockets serve``, or ``run``."""
 
 from collections import deque
-from os import environ
 from secrets import token_hex
 from threading import Lock
 from time import time
@@ -11,7 +10,8 @@ from flask import Flask, render_template, request, session
 from flask_websockets import WebSocket, WebSockets
 
 app = Flask(__name__)
-app.config.update(SECRET_KEY=environ.get("SECRET_KEY", token_hex()), SESSION_COOKIE_SAMESITE="Lax")
+app.config.update(SECRET_KEY=token_hex(), SESSION_COOKIE_SAMESITE="Lax")
+app.config.from_prefixed_env()  # with FLASK_SECRET_KEY set, sessions outlast a restart
 websockets = WebSockets(app)
 asgi = websockets.asgi_app()
 MAX_NAME, MAX_TEXT = 24, 1000  # characters

@@ -467,7 +467,7 @@ def test_a_page_that_is_left_leaves_the_room(browser, chat):
 def test_a_page_comes_back_after_the_server_did(browser, start_chat, monkeypatch, key):
     """A page that lost its server says so, keeps all there is, and gives its name again."""
     if key:
-        monkeypatch.setenv("SECRET_KEY", key)
+        monkeypatch.setenv("FLASK_SECRET_KEY", key)
     server = start_chat()
     page = join(browser, server, "lobby", "Ada")
     say(page, "before")
