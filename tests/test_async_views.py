@@ -45,6 +45,7 @@ from flask_websockets import (
     WebSockets,
     WrongThread,
 )
+from flask_websockets.bridge import Alarm
 
 from .asgi_driver import TIMEOUT, connection, wait_until
 
@@ -1946,6 +1947,39 @@ def test_i11_a_peer_that_does_not_read_is_given_up(run, app, socket_messages):
             assert len(sent) <= 5 + 1 + socket_messages
             await returned(peer)
         assert websockets.stats().send_timeouts == 1
+
+    run(main)
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_i11_who_gives_up_finds_the_connection_over(run, app, monkeypatch, plain):
+    """Also where a view's wait for room ends before the writer's for the peer does."""
+    websockets, asgi = make(app, WEBSOCKETS_OUTBOX_MESSAGES=5, WEBSOCKETS_SEND_TIMEOUT=0.2)
+    set_alarm, seen = Alarm.set, []
+    monkeypatch.setattr(
+        Alarm, "set", lambda self, seconds, call: set_alarm(self, seconds and seconds + 60, call)
+    )
+
+    async def view(ws):
+        with pytest.raises(ConnectionClosed, match="made no room") as closed:
+            while True:
+                await ws.send("x")
+        seen.append((closed.value.code, ws.close_code))
+
+    def plain_view(ws):
+        with pytest.raises(ConnectionClosed, match="made no room") as closed:
+            while True:
+                ws.send("x")
+        seen.append((closed.value.code, ws.close_code))
+
+    websockets.route("/ws")(plain_view if plain else view)
+
+    async def main():
+        async with connection(asgi, "/ws", socket_messages=0) as peer:
+            assert await peer.get_status() == 101
+            await wait_until(lambda: seen)
+            await returned(peer)
+        assert seen == [(1006, 1006)]
 
     run(main)
 

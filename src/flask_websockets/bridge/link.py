@@ -298,11 +298,7 @@ class Link:
         self._must_not_block_the_loop("wait_closed")
         own = threading.get_ident() == self.view_thread
         with self._lock:
-            if self._closed is None:
-                self._closed = threading.Event()
-                if self._state in (State.CLOSED, State.REFUSED):
-                    self._closed.set()
-            closed = self._closed
+            closed = self._end_for_threads()
             departs = own and self._dismissal is not None
             self._awaiting_end += own
         try:
@@ -432,6 +428,9 @@ class Link:
                     if self._state is State.OPEN and self._fits(size):
                         return self._post_send(message, size)
                 self._post_quietly(self._give_up, None)
+                with self._lock:
+                    closed = self._end_for_threads()
+                closed.wait(DISCONNECT_GRACE)  # whoever hears of it finds the connection over
                 raise self._made_no_room()
 
     def _made_no_room(self) -> ConnectionClosed:
@@ -468,6 +467,14 @@ class Link:
             self._door.post(command, argument)
         except NotRunning:
             pass  # the loop has stopped: it ended this link already, nothing is left to do
+
+    def _end_for_threads(self) -> threading.Event:
+        """Any thread, with the lock held. What is set once the connection is over."""
+        if self._closed is None:
+            self._closed = threading.Event()
+            if self._state in (State.CLOSED, State.REFUSED):
+                self._closed.set()
+        return self._closed
 
     def _over_for_threads(self) -> None:
         """Any thread, with the lock held."""
@@ -629,6 +636,8 @@ class Link:
         # A peer that reads slowly, but reads, has made room above the low mark.
         if self._state is State.OPEN and not self._fits(size):
             self._give_up(None)
+            with anyio.move_on_after(DISCONNECT_GRACE):
+                await self.over.wait()  # whoever hears of it finds the connection over
             raise self._made_no_room()
 
     async def await_closed(self, timeout: float | None) -> bool:
