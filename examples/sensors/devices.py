@@ -40,9 +40,10 @@ async def main() -> None:
             tasks.create_task(device(number, options.url.rstrip("/"), options.rate))
 
 
-try:
-    asyncio.run(main())
-except* InvalidStatus as error:
-    sys.exit(f"{error.exceptions[0]}; is SENSORS_TOKEN the server's?")
-except* KeyboardInterrupt:
-    pass
+if __name__ == "__main__":
+    try:
+        asyncio.run(main())
+    except* InvalidStatus as refused:
+        sys.exit(f"{refused.exceptions[0]}; is SENSORS_TOKEN the server's?")
+    except* KeyboardInterrupt:
+        pass
