@@ -128,6 +128,15 @@ class Browser:
         page.go(url)
         return page
 
+    def close_pages(self) -> None:
+        """Close all pages, and forget their cookies and storage: nothing of them goes on."""
+        assert self._commands is not None
+        for page in self._pages:
+            page.disconnect()
+        for context in {page.context for page in self._pages}:
+            self._commands.call("Target.disposeBrowserContext", browserContextId=context)
+        self._pages.clear()
+
     def _endpoint(self) -> list[str] | None:
         if self._process.poll() is not None:
             log = self._log_path.read_text(errors="replace")

@@ -192,18 +192,30 @@ def start_example(start_server: Callable[..., ServerProcess]) -> Callable[..., S
     return start
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    """The system's Chromium."""
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     with launch(tmp_path_factory.mktemp("browser")) as browser:
         yield browser
 
 
-@pytest.fixture(scope="module")
-def other_browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    """Another process of it, which shares nothing with the first."""
+@pytest.fixture(scope="session")
+def other_chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     with launch(tmp_path_factory.mktemp("other-browser")) as browser:
         yield browser
+
+
+@pytest.fixture
+def browser(chromium: Browser) -> Iterator[Browser]:
+    """The system's Chromium."""
+    yield chromium
+    chromium.close_pages()
+
+
+@pytest.fixture
+def other_browser(other_chromium: Browser) -> Iterator[Browser]:
+    """Another process of it, which shares nothing with the first."""
+    yield other_chromium
+    other_chromium.close_pages()
 
 
 def launch(directory: Path, *flags: str) -> Browser:

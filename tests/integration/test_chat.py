@@ -433,6 +433,7 @@ def test_another_name(browser, other_browser, chat):
 
 
 @pytest.mark.browser
+@pytest.mark.parametrize("implementation", ["sansio"])
 def test_how_it_looks(browser, other_browser, chat, photograph):
     """A conversation between two browsers fits any window, in light and in dark."""
     ada = join(browser, chat, "lobby", "Ada Lovelace")
@@ -447,6 +448,7 @@ def test_how_it_looks(browser, other_browser, chat, photograph):
 
 
 @pytest.mark.browser
+@pytest.mark.parametrize("implementation", ["sansio"])
 def test_a_page_that_is_left_leaves_the_room(browser, chat):
     """Who goes to another page has left, although browsers keep pages; who goes back is back."""
     page = join(browser, chat, "lobby", "Grace")
@@ -488,6 +490,7 @@ def test_a_page_comes_back_after_the_server_did(browser, start_chat, monkeypatch
 
 
 @pytest.mark.browser
+@pytest.mark.parametrize("implementation", ["sansio"])
 def test_opening_a_room(browser, chat):
     """The first page opens a room under the name that was typed, made fit for an address."""
     page = browser.open(chat.url())
