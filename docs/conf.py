@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+from docutils import nodes
 from pallets_sphinx_themes import get_version
 
 sys.path.append(str(Path(__file__).parent / "_ext"))
@@ -20,6 +21,7 @@ autodoc_typehints_description_target = "documented"
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 autoclass_content = "class"
+toc_object_entries_show_parents = "hide"
 
 # No intersphinx: the build must not depend on other sites. These are theirs, or internal.
 nitpick_ignore_regex = [
@@ -37,3 +39,16 @@ html_sidebars = {
     "index": ["localtoc.html", "searchbox.html"],
     "**": ["localtoc.html", "relations.html", "searchbox.html"],
 }
+
+
+def let_tables_scroll(app, doctree, docname):
+    """Put each table into a box, so that one that is wider than the page scrolls in it."""
+    for table in list(doctree.findall(nodes.table)):
+        box = nodes.container(classes=["scrolls"])
+        table.parent.replace(table, box)
+        box += table
+
+
+def setup(app):
+    app.connect("doctree-resolved", let_tables_scroll)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

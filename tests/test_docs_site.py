@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import subprocess
 import sys
@@ -10,6 +11,12 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+
+import flask_websockets
+from flask_websockets import testing
+from flask_websockets.cli import commands
+
+from .integration.conftest import launch
 
 pytest.importorskip("sphinx")
 
@@ -21,6 +28,8 @@ MARKDOWN = sorted(
     path
     for path in [*ROOT.glob("*.md"), *ROOT.glob("examples/**/*.md"), *ROOT.glob("benchmarks/*.md")]
 )
+#: Without an underscore, as the package's own modules use them: not for users.
+INTERNAL = {"link", "served", "stop_testing"}
 
 
 class Page(HTMLParser):
@@ -84,3 +93,85 @@ def test_links_to_files(path):
     for target in targets:
         if not urlsplit(target).scheme:
             assert (path.parent / target.partition("#")[0]).exists(), target
+
+
+@pytest.mark.browser
+def test_no_page_is_wider_than_its_window(site, tmp_path):
+    """On a phone a table or a block of code scrolls in its box; the page does not."""
+    with launch(tmp_path) as browser:
+        page = browser.open("about:blank")
+        wide = []
+        for path in sorted(site.rglob("*.html")):
+            page.go(path.as_uri())
+            for width in (320, 1280):
+                page.resize(width, 800)
+                if page.run("document.documentElement.scrollWidth > innerWidth"):
+                    wide.append(f"{path.relative_to(site)} at {width} px")
+        assert wide == []
+
+
+# -- the reference --------------------------------------------------------------------------------
+
+
+def members(kind: type) -> set[str]:
+    """The public methods, properties and attributes of a class, inherited ones included.
+
+    Only those of this package: an exception's or a test client's others are documented elsewhere.
+    """
+    own = [base for base in kind.__mro__ if base.__module__.startswith("flask_websockets")]
+    named = {name for base in own for name in [*vars(base), *inspect.get_annotations(base)]}
+    return {name for name in named if not name.startswith("_")} - INTERNAL
+
+
+PUBLIC = {
+    f"flask_websockets.{name}": getattr(flask_websockets, name) for name in flask_websockets.__all__
+}
+#: They are made by test_client(), and need not be imported.
+TESTING = {
+    "flask_websockets.testing.WebSocketClient": {"websocket_connect"},
+    "flask_websockets.testing.ClientConnection": members(testing.ClientConnection),
+}
+
+
+def test_every_public_member_is_in_the_reference(site):
+    """Each class, method, attribute and signal can be linked to; and nothing else can."""
+    expected = set(PUBLIC) | set(TESTING) | {"module-flask_websockets"}
+    for name, value in PUBLIC.items():
+        if inspect.isclass(value):
+            expected |= {f"{name}.{member}" for member in members(value)}
+    for name, documented in TESTING.items():
+        expected |= {f"{name}.{member}" for member in documented}
+    expected |= {f"flask_websockets.Subscription.{name}" for name in ("__enter__", "__aenter__")}
+    anchors = Page(site / "reference" / "api.html").anchors
+    assert {anchor for anchor in anchors if "flask_websockets" in anchor} == expected
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [(name, option) for name, command in commands.commands.items() for option in command.params],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_every_option_is_in_the_reference(site, command, option):
+    """By each of its names, with its default; a choice with all that can be chosen."""
+    anchors = Page(site / "reference" / "api.html").anchors
+    for name in option.opts:
+        assert f"cmdoption-flask-websockets-{command}-{name.lstrip('-').lower()}" in anchors
+    text = (ROOT / "docs" / "reference" / "api.rst").read_text()
+    section = text[text.index(f".. program:: flask websockets {command}") :]
+    entry = section[section.index(f".. option:: {option.opts[0]}") :].split("\n.. ")[0]
+    default = re.search(r"Default:\s+(?:``(.+?)``|(off|none))", entry)
+    assert default is not None, "it says no default"
+    value = commands.commands[command].make_context(command, []).params[option.name]
+    shown = {None: "none", False: "off"}.get(value, str(value))
+    assert (default[1] or default[2]) == shown
+    for choice in getattr(option.type, "choices", ()):
+        assert f"``{choice}``" in entry
+
+
+def test_no_option_is_invented():
+    """The reference lists as many options as there are."""
+    text = (ROOT / "docs" / "reference" / "api.rst").read_text()
+    listed = re.findall(r"^\.\. option:: (--[\w-]+)", text, re.MULTILINE)
+    assert listed == [
+        option.opts[0] for name in ("serve", "routes") for option in commands.commands[name].params
+    ]

@@ -81,6 +81,22 @@ def test_wrong_data_raises_in_the_view_and_nothing_is_sent(websockets, client):
         assert ws.receive() == "still here"
 
 
+def test_a_client_whose_messages_nobody_takes(websockets, client):
+    """The test client's send says why it does not go on."""
+    enough = threading.Event()
+
+    @websockets.route("/ws", inbox_messages=2, inbox_timeout=60)
+    def view(ws):
+        ws.accept()
+        enough.wait(TIMEOUT)
+
+    with client.websocket_connect("/ws", timeout=1) as ws:
+        with pytest.raises(TimeoutError, match="took nothing for 1 s, and its inbox is full"):
+            for _ in range(100):
+                ws.send("x")
+        enough.set()
+
+
 def test_receive_timeout(websockets, client):
     """receive gives None when the time has passed, receive_json raises TimeoutError."""
 

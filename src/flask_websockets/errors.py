@@ -7,7 +7,7 @@
     ├── ConnectionRejected(response)            the server said no (seen by the test client)
     ├── InvalidMessage (ValueError)             the peer sent what does not parse
     └── UsageError                              our caller's fault
-        ├── InvalidState                        accept twice, subscribe where it makes no sense
+        ├── InvalidState                        a second accept
         ├── ConcurrencyError                    two threads receiving on one connection
         ├── WrongThread                         a blocking call on the event loop's thread
         ├── NotRunning                          the server has stopped

@@ -171,8 +171,11 @@ class WebSockets:
             ``max_messages_per_second``, ``max_bytes_per_second``, ``rate_exceeded``. And
             options for Werkzeug's ``Rule``: ``defaults``, ``host``, ``subdomain``,
             ``strict_slashes``.
-        :raises ConfigurationError: for origins or limits that cannot be right.
+        :raises ConfigurationError: for origins, limits or a *max_age* that cannot be right.
         :raises ValueError: for a subprotocol that is no token.
+        :raises TypeError: for subprotocols that are one string, and for an option that there is
+            not.
+        :raises UsageError: for both *blueprint* and *bp*.
         """
         if blueprint is not None and bp is not None:
             raise UsageError("blueprint= and bp= are the same; give one.")
@@ -247,7 +250,14 @@ class WebSockets:
     def unsubscribe(self, ws: AnyWebSocket, channels: Channels) -> None:
         """Unsubscribe a connection from channels, whatever the number of nested subscribes.
 
-        Channels that it is not subscribed to are no error. What was queued before goes out.
+        Channels that it is not subscribed to are no error, and neither is a connection that is
+        over. What was queued before goes out.
+
+        :param ws: the connection.
+        :param channels: names of channels; a plain string is one name.
+        :raises UsageError: for a connection of another :class:`WebSockets` object.
+        :raises ValueError: for a name that is longer than ``WEBSOCKETS_MAX_CHANNEL_NAME_BYTES``.
+        :raises TypeError: for channels of the wrong type.
         """
         names = _names(channels, ws.link.config.max_channel_name_bytes)
         if not ws.closed:
@@ -287,7 +297,9 @@ class WebSockets:
             ``WEBSOCKETS_MAX_PENDING_PUBLISHES`` are waiting already.
         :raises ValueError: for more than ``WEBSOCKETS_MAX_PUBLISH_BYTES`` of data, and for a name
             that is longer than ``WEBSOCKETS_MAX_CHANNEL_NAME_BYTES``.
-        :raises TypeError: for data or channels of the wrong type.
+        :raises TypeError: for data, channels or *exclude* of the wrong type.
+        :raises UsageError: for both *encode_json* and *encode_msgpack*.
+        :raises ModuleNotFoundError: for *encode_msgpack* without the ``msgpack`` extra.
         """
         publication = self._publication(data, channels, encode_json, encode_msgpack, exclude)
         runtime = self._running()
@@ -338,7 +350,10 @@ class WebSockets:
         return await self.apublish(data, channels, encode_json=True, exclude=exclude)
 
     def stats(self) -> Stats:
-        """What is connected, subscribed and pending, and what was counted since the start."""
+        """What is connected, subscribed and pending, and what was counted since the start.
+
+        From any thread. All zeros while no server runs.
+        """
         runtime = self._runtime
         if runtime is None:
             return Stats(**{field.name: 0 for field in fields(Stats)})
@@ -565,6 +580,8 @@ class WebSockets:
 
         :param app: the Flask application; may be left out while there is only one.
         :param options: what the application's client class takes.
+        :raises UsageError: if there is no application, or if there are several and none is named;
+            and for a ``test_client_class`` that is no ``FlaskClient``.
         """
         from .testing import make_client
 

@@ -49,7 +49,11 @@ class Subscription:
 
         :raises ConnectionClosed: if the connection is over.
         :raises UsageError: above ``WEBSOCKETS_MAX_CHANNELS_PER_CONNECTION``; then nothing is
-            subscribed.
+            subscribed. Also for a connection of another :class:`WebSockets` object.
+        :raises TimeoutError: if the loop does not take it within ``WEBSOCKETS_SEND_TIMEOUT``
+            seconds, because ``WEBSOCKETS_MAX_PENDING_PUBLISHES`` are waiting already; then nothing
+            is subscribed. Not in an async view, which is on the loop.
+        :raises NotRunning: if the server has stopped.
         :raises WrongThread: for an async view's connection.
         """
         ws = self._ws

@@ -81,7 +81,10 @@ class WebSocketClient(FlaskClient):
 
 
 class ClientConnection:
-    """The client's end of a connection, from a test. Every wait has a timeout."""
+    """The client's end of a connection, from a test. Every wait has a timeout.
+
+    What :meth:`WebSocketClient.websocket_connect` returns, to be used in a ``with`` statement.
+    """
 
     #: The subprotocol that the server chose.
     accepted_subprotocol: str | None
@@ -143,12 +146,14 @@ class ClientConnection:
         """Send a text message for ``str``, a binary one for ``bytes``.
 
         :raises ConnectionClosed: if the connection is over.
+        :raises TimeoutError: if the inbox is full, and the view takes nothing for the timeout of
+            the connection.
         """
         key = "text" if isinstance(data, str) else "bytes"
         self._put({"type": "websocket.receive", key: data})
 
     def send_json(self, data: Any) -> None:
-        """Send *data* as JSON in a text message."""
+        """Send *data* as JSON in a text message. See :meth:`send`."""
         with self._client.application.app_context():
             self.send(flask_json.dumps(data))
 
@@ -182,7 +187,11 @@ class ClientConnection:
             raise InvalidMessage(f"Expected JSON; got {data[:40]!r}: {error}") from error
 
     def close(self, code: int = 1000, reason: str = "") -> None:
-        """Say goodbye. The server's messages that came before can still be received."""
+        """Say goodbye. The server's messages that came before can still be received.
+
+        A second close does nothing. A test that only leaves need not call it: the end of the
+        ``with`` block does, with 1000.
+        """
         if not self._left:
             self._left = True
             self._put({"type": "websocket.disconnect", "code": code, "reason": reason})
@@ -249,6 +258,10 @@ class ClientConnection:
             self._server.call(self._to_app.send(message), self._timeout)
         except (anyio.BrokenResourceError, anyio.ClosedResourceError):
             raise ConnectionClosed(self.close_code or 1006, self.close_reason or "") from None
+        except TimeoutError:
+            raise TimeoutError(
+                f"The view took nothing for {self._timeout:g} s, and its inbox is full."
+            ) from None
 
     def _get(self, timeout: float) -> dict[str, Any]:
         try:

@@ -127,8 +127,16 @@ class WebSocket(BaseWebSocket):
     """A view's end of one connection.
 
     The connection is accepted by :meth:`accept`, or by itself at the first receive, send,
-    iteration or subscribe. Once it is over, by whichever side, sending and receiving raise
-    :exc:`ConnectionClosed`, and an iteration ends.
+    iteration, subscribe or :meth:`wait_closed`. Once it is over, by whichever side, sending and
+    receiving raise :exc:`ConnectionClosed`, and an iteration ends. What was received before is
+    delivered first.
+
+    While nobody receives, messages wait in the inbox; what happens when it is full, by default
+    close 1013 after ``WEBSOCKETS_INBOX_TIMEOUT`` seconds, ``WEBSOCKETS_INBOX_FULL`` says. All
+    methods may be called from any thread.
+
+    A timeout is a number of seconds: 0 takes what is there already, None waits for as long as it
+    takes, and a negative one raises :exc:`ValueError`.
     """
 
     # -- beginning and end ----------------------------------------------------------------------
@@ -144,6 +152,7 @@ class WebSocket(BaseWebSocket):
         :raises ConnectionClosed: if the client has left, or the handshake has timed out.
         :raises ValueError: for a subprotocol that was not offered, or a header that may not be
             sent.
+        :raises TypeError: for a subprotocol or a header that is no ``str``.
         """
         subprotocol, pairs = self._checked_accept(subprotocol, headers)
         self._accept(subprotocol, pairs)
@@ -157,14 +166,17 @@ class WebSocket(BaseWebSocket):
             4999.
         :param reason: at most 123 bytes of UTF-8.
         :raises ValueError: for a code that may not be sent, or a reason that is too long.
+        :raises TypeError: for a code that is no ``int``, or a reason that is no ``str``.
         """
         validate_close(code, reason)
         self._link.close(code, reason)
 
     def wait_closed(self, timeout: float | None = None) -> bool:
-        """Wait until the connection is over, without receiving.
+        """Wait until the connection is over, without receiving. Accepts it if need be.
 
-        What the client sends meanwhile is not taken, and fills the inbox.
+        What the client sends meanwhile is not taken, and fills the inbox. Once that has been full
+        for ``WEBSOCKETS_INBOX_TIMEOUT`` seconds, the connection is closed with 1013, unless
+        ``WEBSOCKETS_INBOX_FULL`` says otherwise.
 
         :param timeout: seconds to wait at most; None for as long as it takes.
         :returns: True when it is over, False when the time has passed.
@@ -198,6 +210,7 @@ class WebSocket(BaseWebSocket):
         :raises TimeoutError: when the time has passed: None is JSON.
         :raises InvalidMessage: if the message is not JSON; the connection stays open.
         :raises ConnectionClosed: when the connection is over.
+        :raises ConcurrencyError: if another thread is receiving on this connection.
         """
         data = self.receive(timeout)
         if data is None:
@@ -205,7 +218,13 @@ class WebSocket(BaseWebSocket):
         return _parse_json(data)
 
     def iter_data(self) -> Iterator[str | bytes]:
-        """Iterate over the messages as they come. Ends when the connection is over."""
+        """Iterate over the messages as they come. Ends when the connection is over.
+
+        Each step waits for as long as it takes, and gives ``str`` for a text frame, ``bytes`` for
+        a binary one.
+
+        :raises ConcurrencyError: if another thread is receiving on this connection.
+        """
         try:
             while True:
                 data = self.receive()
@@ -218,20 +237,29 @@ class WebSocket(BaseWebSocket):
     def iter_text(self) -> Iterator[str]:
         """Iterate over the messages as text; a binary frame is decoded from UTF-8.
 
-        :raises InvalidMessage: for a binary frame that is not UTF-8.
+        See :meth:`iter_data`.
+
+        :raises InvalidMessage: for a binary frame that is not UTF-8. It ends the loop; the
+            connection stays open.
         """
         for data in self.iter_data():
             yield _as_text(data)
 
     def iter_bytes(self) -> Iterator[bytes]:
-        """Iterate over the messages as bytes; a text frame is encoded as UTF-8."""
+        """Iterate over the messages as bytes; a text frame is encoded as UTF-8.
+
+        See :meth:`iter_data`.
+        """
         for data in self.iter_data():
             yield _as_bytes(data)
 
     def iter_json(self) -> Iterator[Any]:
-        """Iterate over the messages, parsed as JSON.
+        """Iterate over the messages, parsed as JSON with the application's provider.
 
-        :raises InvalidMessage: for a message that is not JSON.
+        See :meth:`iter_data`.
+
+        :raises InvalidMessage: for a message that is not JSON. It ends the loop; the
+            connection stays open.
         """
         for data in self.iter_data():
             yield _parse_json(data)
@@ -242,10 +270,12 @@ class WebSocket(BaseWebSocket):
         """Send a message: ``str`` as a text frame, ``bytes`` as a binary one.
 
         Returns when the message is on its way to the server, which is not: received. While the
-        outbox is full it waits, for ``WEBSOCKETS_SEND_TIMEOUT`` at most.
+        outbox is full (``WEBSOCKETS_OUTBOX_MESSAGES``, ``WEBSOCKETS_OUTBOX_BYTES``) it waits, for
+        ``WEBSOCKETS_SEND_TIMEOUT`` seconds at most. Nothing is ever dropped to make room for it.
 
-        :raises ConnectionClosed: if the connection is over; also if the peer takes nothing for
-            the send timeout, after which it is.
+        :param data: ``bytearray`` and ``memoryview`` are sent as ``bytes``.
+        :raises ConnectionClosed: if the connection is over; also if the peer makes no room for
+            the send timeout: then the connection is cut, with 1006.
         :raises TypeError: if *data* is neither.
         """
         message, size = _message(data)
@@ -253,7 +283,10 @@ class WebSocket(BaseWebSocket):
         self._link.send(message, size)
 
     def send_text(self, data: str) -> None:
-        """Send a text frame. See :meth:`send`."""
+        """Send a text frame. See :meth:`send`.
+
+        :raises TypeError: if *data* is no ``str``.
+        """
         self.send(_text(data))
 
     def send_bytes(self, data: str | bytes) -> None:
@@ -289,7 +322,8 @@ class AsyncWebSocket(BaseWebSocket):
 
     For the tasks of the server's loop; on another thread each verb raises :exc:`WrongThread`.
     Many tasks may send, one at a time may receive. Cancelling a wait loses no message: a receive
-    that is cancelled has taken none.
+    that is cancelled has taken none. Timeouts, errors and what happens to a full inbox are those
+    of :class:`WebSocket`.
     """
 
     # -- beginning and end ----------------------------------------------------------------------
@@ -362,7 +396,7 @@ class AsyncWebSocket(BaseWebSocket):
         """Send a message: ``str`` as a text frame, ``bytes`` as a binary one.
 
         Returns when the server has the message, or the outbox. While the outbox is full it
-        waits. See :meth:`WebSocket.send`.
+        waits, for ``WEBSOCKETS_SEND_TIMEOUT`` seconds at most. See :meth:`WebSocket.send`.
         """
         message, size = _message(data)
         self._link.must_be_on_the_loop()
