@@ -12,7 +12,7 @@ from flask_websockets import AsyncWebSocket, InvalidMessage, WebSockets
 app = Flask(__name__)
 websockets = WebSockets(app)
 asgi = websockets.asgi_app()
-TOKEN = environ.get("SENSORS_TOKEN", token_hex())  # what nobody knows lets nobody in
+TOKEN = environ.get("SENSORS_TOKEN") or token_hex()  # what nobody knows lets nobody in
 MAX_DEVICES, MAX_WAVE = 200, 1000  # a number of samples, each from -1000 to 1000
 CHANNELS = [f"device:{number}" for number in range(MAX_DEVICES)]
 online: set[AsyncWebSocket] = set()
