@@ -31,6 +31,7 @@ import yaml
 from flask.cli import FlaskGroup
 from gunicorn.config import Config as GunicornConfig
 from packaging.requirements import Requirement
+from sphinx.cmd.build import get_parser as sphinx_parser
 
 from flask_websockets.cli import commands as websockets_commands
 
@@ -275,7 +276,7 @@ def check_pytest(args: list[str]) -> None:
     """Options are known; paths exist, markers are registered."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
     markers = {marker.partition(":")[0] for marker in settings["markers"]}
-    values = {"-m": markers, "--dist": {"loadfile"}, "-n": {"2"}}
+    values = {"-m": markers, "--dist": {"loadfile"}, "-n": {"2", "3"}}
     arguments = iter(args)
     for argument in arguments:
         if argument.startswith("-"):
@@ -346,6 +347,12 @@ def check_copy(args: list[str]) -> None:
     assert target in (".", "/etc/systemd/system/", "/etc/nginx/conf.d/chat.conf")
 
 
+def check_sphinx(args: list[str]) -> None:
+    parsed = sphinx_parser().parse_args(args)
+    assert (ROOT / parsed.sourcedir / "conf.py").is_file()
+    assert f"/{parsed.outputdir}/".startswith("/docs/_build/")  # in .gitignore
+
+
 PROGRAMS: dict[str, Callable[[list[str]], None]] = {
     ".": lambda args: check_words(args, {".venv/bin/activate"}),
     "cd": lambda args: check_words(args, {"live-poll", "/opt/flask-websockets"}),
@@ -359,6 +366,7 @@ PROGRAMS: dict[str, Callable[[list[str]], None]] = {
     "pytest": check_pytest,
     "python": check_python,
     "python3": check_python,
+    "sphinx-build": check_sphinx,
     "serve": lambda args: check_flask(["websockets", "serve", *args]),  # short for it, in a text
     "systemctl": check_systemctl,
     "tox": check_tox,
@@ -533,6 +541,7 @@ def test_commands_in_sentences_are_checked(command):
         "python -m tests.mutations no-such-mutation",
         "python apps.py",
         "python examples/sensors/devices.py --device-count 200",
+        "sphinx-build -q doc docs/_build/html",
         "tox -e fault",
         "tox -e soak -- --hours 1",
         "systemctl reload caht",
