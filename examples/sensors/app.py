@@ -24,7 +24,7 @@ def page() -> str:
 
 
 def is_wave(wave: list[object]) -> bool:
-    return all(isinstance(sample, int) and abs(sample) <= 1000 for sample in wave)
+    return all(type(sample) is int and abs(sample) <= 1000 for sample in wave)
 
 
 @websockets.route(f"/ingest/<int(max={MAX_DEVICES - 1}):device>", max_message_bytes=16 * 1024)

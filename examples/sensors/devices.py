@@ -44,6 +44,7 @@ if __name__ == "__main__":
     try:
         asyncio.run(main())
     except* InvalidStatus as refused:
-        sys.exit(f"{refused.exceptions[0]}; is SENSORS_TOKEN the server's?")
+        why = "401: is SENSORS_TOKEN the server's? 404: it takes 200 devices"
+        sys.exit(f"{refused.exceptions[0]} ({why})")
     except* KeyboardInterrupt:
         pass

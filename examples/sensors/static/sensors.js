@@ -5,7 +5,9 @@ const output = document.querySelector("output");
 const SILENT = 3000; // milliseconds without a reading
 const tiles = new Map(); // device -> its tile
 const fresh = new Map(); // device -> the newest reading, not drawn yet
-let received = 0;
+const still = matchMedia("(prefers-reduced-motion: reduce)");
+let received = 0; // on this connection
+let counted = { at: performance.now(), received }; // when the rate was shown last
 let newest = 0; // when the newest reading was made, in seconds of the server
 let ahead = Infinity; // our clock's lead: the least that a reading has ever seemed to take
 
@@ -39,15 +41,17 @@ function draw() {
     tile.seen = performance.now();
   }
   fresh.clear();
-  requestAnimationFrame(draw);
+  if (still.matches) setTimeout(draw, 1000);
+  else requestAnimationFrame(draw);
 }
 
 function summarize() {
-  $("rate").textContent = received;
-  received = 0;
+  const now = performance.now(); // after a freeze it is not a second later
+  $("rate").textContent = Math.round((received - counted.received) / ((now - counted.at) / 1000));
+  counted = { at: now, received };
   if (newest) $("age").textContent = Math.max(0, Date.now() - newest * 1000 - ahead).toFixed(0);
   for (const tile of tiles.values()) {
-    if (performance.now() - tile.seen > SILENT) tile.element.classList.add("silent");
+    if (now - tile.seen > SILENT) tile.element.classList.add("silent");
   }
 }
 
@@ -60,6 +64,7 @@ let pause = 1000; // milliseconds before the next try
 
 function connect() {
   const ws = new WebSocket(url);
+  counted.received = received = 0;
   ws.onmessage = (event) => {
     const message = JSON.parse(event.data);
     if (message.wave) {
@@ -70,7 +75,8 @@ function connect() {
       return;
     }
     $("online").textContent = message.online;
-    $("skipped").textContent = message.skipped;
+    $("skipped").textContent = message.skipped.toLocaleString("en");
+    $("sent").textContent = (received + message.skipped).toLocaleString("en");
     $("skipped").toggleAttribute("data-some", message.skipped > 0);
     say("live", "Live");
     pause = 1000;
