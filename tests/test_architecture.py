@@ -152,9 +152,13 @@ THE_LAW = {
     # View side: blocking code in a thread of Flask's. Never touches the loop.
     "views": Law(
         VIEW,
-        {"answers", "bridge", "config", "environ", "errors", "protocol", "websocket"},
+        {
+            *("answers", "bridge", "config", "environ", "errors", "protocol", "session"),
+            "websocket",
+        },
         {"flask", "flask.globals", "flask.signals", "flask.typing", "werkzeug.exceptions"},
     ),
+    "session": Law(VIEW, {"bridge", "environ", "protocol"}, {"flask", "flask.globals"}),
     "answers": Law(
         VIEW,
         {"bridge", "environ", "errors", "protocol", "wsgi"},
@@ -209,7 +213,7 @@ THE_LAW = {
         ANY,
         {
             *("answers", "asgi", "bridge", "channels", "cli", "config", "counters", "errors"),
-            *("protocol", "rights", "runtime", "signals"),
+            *("protocol", "rights", "runtime", "session", "signals"),
             *("servers.serve", "servers.werkzeug", "subscription", "testing", "views"),
             "websocket",
         },
@@ -434,7 +438,7 @@ class TestSides:
             *("servers.draining", "servers.frames", "servers.lean", "servers.responses"),
             *("servers.uvicorn", "writer"),
         }
-        assert set(on(VIEW)) == {"answers", "rights", "views", "websocket"}
+        assert set(on(VIEW)) == {"answers", "rights", "session", "views", "websocket"}
         assert set(on(ANY)) == {"extension", "servers.listen", "signals", "subscription"}
 
     def test_no_circle(self):

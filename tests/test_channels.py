@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import warnings
 
 import pytest
 
 from flask_websockets import (
     ConnectionClosed,
+    ConnectionRejected,
     PublishResult,
     UsageError,
     WebSockets,
@@ -50,6 +52,43 @@ def test_publish_reaches_the_subscribers_of_a_channel_only(websockets, client, s
         assert [a.receive() for _ in range(3)] == ["text", '{"n": 1}', "last"]
         assert [ab.receive() for _ in range(4)] == ["text", b"bytes", '{"n": 1}', "last"]
         assert c.receive() == "last"
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_subscription_that_nobody_enters_is_told_of(websockets, client, kind):
+    """``subscribe`` alone subscribes nothing: a warning names the channels and the view's line."""
+
+    @websockets.route("/sync")
+    def sync_view(ws):
+        websockets.subscribe(ws, ["kitchen", "hall"])
+        ws.send("done")
+
+    @websockets.route("/async")
+    async def async_view(ws):
+        websockets.subscribe(ws, ["kitchen", "hall"])
+        await ws.send("done")
+
+    with (
+        pytest.warns(RuntimeWarning, match="'kitchen', 'hall' was never entered") as caught,
+        client.websocket_connect(f"/{kind}") as ws,
+    ):
+        assert ws.receive() == "done"
+    assert [warning.filename for warning in caught] == [__file__]
+
+
+def test_a_subscription_that_cannot_be_entered_says_so_once(websockets, client):
+    """Who entered it has been told why it failed."""
+
+    @websockets.route("/ws")
+    def view(ws):
+        ws.close()
+        with pytest.raises(ConnectionClosed), websockets.subscribe(ws, "kitchen"):
+            pass
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ConnectionRejected), client.websocket_connect("/ws"):
+            pass
 
 
 def test_a_subscriber_of_two_named_channels_gets_the_message_once(websockets, client, subscribed):

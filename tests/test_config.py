@@ -292,6 +292,29 @@ class TestKeys:
         app.config["WEBSOCKETS_HTTP_THREADS"] = 4
         assert app.extensions["websockets"].config == Config(http_threads=3)
 
+    @pytest.mark.parametrize("late", ["WEBSOCKETS_HTTP_THREADS", "WEBSOCKETS_MAX_CONNECTIONS"])
+    @pytest.mark.parametrize("use", ["asgi_app", "test_client"])
+    def test_a_change_that_comes_too_late_warns(self, late, use):
+        """Who serves or tests the application is told which setting has no effect, and where."""
+        app = Flask(__name__)
+        app.config["WEBSOCKETS_HTTP_THREADS"] = 3
+        websockets = WebSockets(app)
+        app.config[late] = 4
+        with pytest.warns(UserWarning, match=f"^{late} was set after") as caught:
+            getattr(websockets, use)()
+        assert [warning.filename for warning in caught] == [__file__]
+
+    def test_settings_of_others_and_the_same_again_do_not_warn(self):
+        """Only what is ours, and differs."""
+        app = Flask(__name__)
+        app.config["WEBSOCKETS_HTTP_THREADS"] = 3
+        websockets = WebSockets(app)
+        app.config.update(WEBSOCKETS_HTTP_THREADS=3, WEBSOCKETS_SERVE_PORT=1, OTHER=1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            websockets.asgi_app()
+            websockets.test_client()
+
     def test_bad_setting_stops_init_app(self):
         """An application with a bad setting is not set up, and can be once it is put right."""
         app = Flask(__name__)

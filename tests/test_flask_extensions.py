@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import json
 import re
 import sys
@@ -204,6 +205,68 @@ def test_i3_an_async_view_below_login_required_runs_on_the_servers_loop(websocke
     # doing.
     assert len(login.manager.loaded) == 2
     assert login.manager.loaded[1] != loops[1][1]
+
+
+def login_required_of_the_tutorial(view):
+    """As Flask's own tutorial has it, "Blueprints and Views": it takes and passes keywords only."""
+
+    @functools.wraps(view)
+    def wrapped_view(**kwargs):
+        if "user" not in session:
+            return flask.redirect(flask.url_for("login"))
+        return view(**kwargs)
+
+    return wrapped_view
+
+
+@both
+@pytest.mark.parametrize("times", [1, 2])
+def test_the_decorator_of_flasks_tutorial(app, websockets, client, kind, times):
+    """A decorator that passes keywords only gets the connection as one, by the view's own name."""
+
+    def sync_view(connection, room):
+        connection.send(f"{session['user']} in {room}")
+
+    async def async_view(connection, room):
+        await connection.send(f"{session['user']} in {room}")
+
+    view = {"sync": sync_view, "async": async_view}[kind]
+    for _ in range(times):
+        view = login_required_of_the_tutorial(view)
+    websockets.route("/ws/<room>", endpoint="ws")(view)
+    app.add_url_rule("/login", "login", lambda: "log in")
+
+    response = rejected(client, "/ws/hall")
+    assert (response.status_code, response.location) == (302, "/login")
+    with client.session_transaction() as stored:
+        stored["user"] = "ann"
+    with client.websocket_connect("/ws/hall") as ws:
+        assert ws.receive() == "ann in hall"
+
+
+@both
+def test_a_decorator_that_hides_the_view_passes_ws(websockets, client, kind):
+    """Without ``functools.wraps`` nobody knows the view's name for it: it is ``ws``."""
+
+    def hide(view):
+        if kind == "sync":
+            return lambda **kwargs: view(**kwargs)
+
+        async def hidden(**kwargs):
+            await view(**kwargs)
+
+        return hidden
+
+    def sync_view(ws, room):
+        ws.send(room)
+
+    async def async_view(ws, room):
+        await ws.send(room)
+
+    view = hide({"sync": sync_view, "async": async_view}[kind])
+    websockets.route("/ws/<room>", endpoint="ws")(view)
+    with client.websocket_connect("/ws/hall") as ws:
+        assert ws.receive() == "hall"
 
 
 @both
@@ -650,7 +713,6 @@ def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setenv("FLASK_SQLALCHEMY_ENGINE_OPTIONS", json.dumps(options))
     made = types.SimpleNamespace(**run_documented("database.rst"))
     made.app.secret_key = "not a secret"
-    made.app.config["WEBSOCKETS_CLOSE_TIMEOUT"] = 2
     with made.app.app_context():
         made.db.create_all()
         made.engine = made.db.engine

@@ -297,6 +297,40 @@ def test_the_test_client_raises_what_the_view_raised(app, websockets, client):
         pass
 
 
+def test_a_test_that_waits_is_told_what_the_view_raised(app, websockets, client):
+    """What ended the wait is the cause of what the wait raises; again when the block is left."""
+    app.testing = True
+
+    @websockets.route("/ws")
+    def view(ws):
+        ws.receive()
+        raise KeyError("late")
+
+    with pytest.raises(KeyError, match="late"), client.websocket_connect("/ws") as ws:
+        ws.send("x")
+        with pytest.raises(ConnectionClosed, match="1011") as closed:
+            ws.receive()
+        assert isinstance(closed.value.__cause__, KeyError)
+
+
+def test_a_close_that_no_error_explains_has_no_cause(app, websockets, client):
+    """A view may say 1011 itself, and go on: the test waits for its end, but not for ever."""
+    app.testing = True
+    received = threading.Event()
+
+    @websockets.route("/ws")
+    def view(ws):
+        ws.accept()
+        ws.close(1011, "not today")
+        assert received.wait(10)
+
+    with client.websocket_connect("/ws", timeout=0.5) as ws:
+        with pytest.raises(ConnectionClosed, match="not today") as closed:
+            ws.receive()
+        received.set()
+        assert closed.value.__cause__ is None
+
+
 def test_an_uncaught_connection_closed_is_a_normal_end(app, websockets, client, caplog):
     """A view need not catch ConnectionClosed; teardown sees no error."""
     torn_down = []

@@ -58,6 +58,19 @@ def test_the_other_sends(app, websockets, client):
         assert msgpack.unpackb(ws.receive()) == {"a": [1]}
 
 
+def test_what_json_would_carry_is_told_where_to_go(websockets, client):
+    """A dict given to ``send`` is the commonest slip: the error names the verb for it."""
+
+    @websockets.route("/ws")
+    def view(ws):
+        with pytest.raises(TypeError, match=r"str or bytes; got dict\. send_json takes"):
+            ws.send({"a": 1})
+        ws.send("still open")
+
+    with client.websocket_connect("/ws") as ws:
+        assert ws.receive() == "still open"
+
+
 def test_wrong_data_raises_in_the_view_and_nothing_is_sent(websockets, client):
     """Wrong types are TypeError, text that UTF-8 cannot carry is ValueError."""
 

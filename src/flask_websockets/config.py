@@ -133,9 +133,7 @@ class Config:
         """
         known = {PREFIX + field.name.upper(): field for field in fields(cls)}
         values: dict[str, Any] = {}
-        for key, value in mapping.items():
-            if not key.startswith(PREFIX) or key.startswith(SERVE_PREFIX):
-                continue
+        for key, value in settings_of(mapping).items():
             if key not in known:
                 warnings.warn(
                     f"{key} is not a setting of flask-websockets and has no effect; "
@@ -146,6 +144,15 @@ class Config:
             field = known[key]
             values[field.name] = _validated(key, field.type, value)
         return cls(**values)
+
+
+def settings_of(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """What a configuration says of this package, known or not."""
+    return {
+        key: value
+        for key, value in mapping.items()
+        if key.startswith(PREFIX) and not key.startswith(SERVE_PREFIX)
+    }
 
 
 #: What a route may set for itself: all that is looked at after its connection is accepted.

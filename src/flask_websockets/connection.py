@@ -182,7 +182,7 @@ class Connection:
                         return
                 elif message["type"] == "websocket.disconnect":
                     if message.get("code") == TOO_LARGE and uvicorn.has_closed(self._protocol):
-                        self._refuse_size("more")  # under serve its limit is ours
+                        self._refuse_size()  # under serve its limit is ours
                     # After it receive is never called again: hypercorn and daphne would hang.
                     link.lose(message.get("code") or 1005, message.get("reason") or "")
                     return
@@ -192,12 +192,12 @@ class Connection:
         size = message_bytes(data)
         return self._idle and self.link.config.passes(size) and self.link.deliver(data, size)
 
-    def _refuse_size(self, size: int | str) -> None:
+    def _refuse_size(self) -> None:
         self.link.entry.registry.refuse(
             "oversized",
-            "A message of %s bytes came on %s, where WEBSOCKETS_MAX_MESSAGE_BYTES is %d; it was "
-            "closed with 1009",
-            *(size, self.link.entry, self.link.config.max_message_bytes),
+            "The peer of %s sent a message of more than %d bytes (WEBSOCKETS_MAX_MESSAGE_BYTES); "
+            "it was closed with 1009",
+            *(self.link.entry, self.link.config.max_message_bytes),
         )
 
     async def _is_allowed(self, size: int) -> bool:
@@ -211,7 +211,7 @@ class Connection:
         if size > config.max_message_bytes:
             reason = f"a message may have {config.max_message_bytes} bytes"
             if link.expel(TOO_LARGE, reason, plain_response(413, reason)):
-                self._refuse_size(size)
+                self._refuse_size()
             return False
         messages, size_limit = config.max_messages_per_second, config.max_bytes_per_second
         self._pause_ends, now = None, anyio.current_time()

@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 import warnings
-from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -22,7 +22,14 @@ from .asgi import Application
 from .bridge import Link, Rounds, User, run_on_the_loop, user_key
 from .channels import Dropping, OnSlow, Publication, PublishResult
 from .cli import commands
-from .config import ROUTE_LIMITS, Config, validate_limits, validate_origins, validate_seconds
+from .config import (
+    ROUTE_LIMITS,
+    Config,
+    settings_of,
+    validate_limits,
+    validate_origins,
+    validate_seconds,
+)
 from .counters import Stats
 from .errors import (
     ConnectionClosed,
@@ -35,9 +42,10 @@ from .rights import NO_IDENTITY, IdentifyType, RecheckType, Rights
 from .runtime import DRAIN_GRACE, Runtime
 from .servers.serve import Options, Served, serve
 from .servers.werkzeug import DevelopmentLoop, DevelopmentServer
+from .session import seal_session
 from .signals import draining
 from .subscription import Subscription
-from .views import Route, View, largest_message, seal_session, spare_async_views, view_function
+from .views import Route, View, largest_message, spare_async_views, view_function
 from .websocket import AsyncWebSocket, BaseWebSocket, WebSocket, encode_msgpack
 
 if TYPE_CHECKING:
@@ -64,6 +72,18 @@ class AppState:
     websockets: WebSockets
     config: Config
     rights: Rights
+    #: What the configuration said when the settings were read.
+    read: Mapping[str, Any]
+
+    def warn_of_changes(self, app: Flask) -> None:
+        """Warn of settings that were made or changed after they were read."""
+        for key, value in settings_of(app.config).items():
+            if key not in self.read or self.read[key] != value:
+                warnings.warn(
+                    f"{key} was set after WebSockets(app) or init_app(app) had read the settings, "
+                    "and has no effect: set it before.",
+                    stacklevel=4,
+                )
 
 
 @dataclass(frozen=True)
@@ -117,7 +137,8 @@ class WebSockets:
                 "once, and import that object where you need it."
             )
         config = Config.from_mapping(app.config)
-        app.extensions["websockets"] = AppState(self, config, self._rights)
+        read = settings_of(app.config)
+        app.extensions["websockets"] = AppState(self, config, self._rights, read)
         self._apps.append(app)
         for rule in self._rules:
             rule.add_to(app)
@@ -490,11 +511,8 @@ class WebSockets:
         :param app: the Flask application; may be left out while there is only one.
         :raises UsageError: if it was not set up, or if there are several and none is named.
         """
-        app = self._only_app() if app is None else app
-        state = app.extensions.get("websockets")
-        if not isinstance(state, AppState) or state.websockets is not self:
-            raise UsageError("Call websockets.init_app(app) before websockets.asgi_app(app).")
-        found = app  # the name stays bound to this application
+        found = self._only_app() if app is None else app
+        state = self._state_of(found)
         return Application(
             lambda environ, start_response: found.wsgi_app(environ, start_response),
             state.config,
@@ -580,12 +598,14 @@ class WebSockets:
 
         :param app: the Flask application; may be left out while there is only one.
         :param options: what the application's client class takes.
-        :raises UsageError: if there is no application, or if there are several and none is named;
-            and for a ``test_client_class`` that is no ``FlaskClient``.
+        :raises UsageError: if it was not set up, or if there are several and none is named; and
+            for a ``test_client_class`` that is no ``FlaskClient``.
         """
         from .testing import make_client
 
-        return make_client(self, self._only_app() if app is None else app, options)
+        app = self._only_app() if app is None else app
+        self._state_of(app)
+        return make_client(self, app, options)
 
     # -- within the package -----------------------------------------------------------------------
 
@@ -624,6 +644,16 @@ class WebSockets:
         if function is None:
             function = self._view_functions[key] = view_function(route)
         return function
+
+    def _state_of(self, app: Flask) -> AppState:
+        """What this object has made of an application that is about to be served or tested."""
+        state = app.extensions.get("websockets")
+        if not isinstance(state, AppState) or state.websockets is not self:
+            raise UsageError(
+                "Call websockets.init_app(app) before this application is served or tested."
+            )
+        state.warn_of_changes(app)
+        return state
 
     def _only_app(self) -> Flask:
         if len(self._apps) != 1:

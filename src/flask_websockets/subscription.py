@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import TracebackType
@@ -33,8 +34,20 @@ class Subscription:
         self._ws = ws
         self._on_slow = on_slow
         self._runtime_of = runtime_of
+        self._entered = False
         self._hub: Hub | None = None  # set on entering
         self._backlog: Backlog | None = None  # made on entering, if this one may drop
+
+    def __del__(self) -> None:
+        if not self._entered:
+            warnings.warn(
+                f"The subscription to {', '.join(map(repr, self.channels))} was never entered, so "
+                "nothing was subscribed: write `with websockets.subscribe(...):`, in an async "
+                "view `async with`.",
+                RuntimeWarning,
+                stacklevel=2,
+                source=self,
+            )
 
     @property
     def dropped(self) -> int:
@@ -56,7 +69,7 @@ class Subscription:
         :raises NotRunning: if the server has stopped.
         :raises WrongThread: for an async view's connection.
         """
-        ws = self._ws
+        ws, self._entered = self._ws, True
         if not isinstance(ws, WebSocket):
             raise WrongThread("In an async view, subscribe with async with: this one would block.")
         ws._accept_if_connecting()
@@ -74,7 +87,7 @@ class Subscription:
 
     async def __aenter__(self) -> Self:
         """Subscribe, in an async view. See :meth:`__enter__`."""
-        ws = self._ws
+        ws, self._entered = self._ws, True
         if not isinstance(ws, AsyncWebSocket):
             raise WrongThread("async with is for async views; in a plain one, subscribe with with.")
         await ws._accept_if_connecting()

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 DEFAULT_TIMEOUT = 5.0
 #: Messages that the client's side takes before the test receives them, as a socket's buffers do.
 SOCKET_MESSAGES = 16
+#: The close code for a view that has raised (RFC 6455, section 7.4.1).
+VIEW_FAILED = 1011
 
 
 class WebSocketClient(FlaskClient):
@@ -162,7 +164,8 @@ class ClientConnection:
 
         :param timeout: seconds to wait, by default those of the connection.
         :raises TimeoutError: if none came.
-        :raises ConnectionClosed: if the server closed the connection.
+        :raises ConnectionClosed: if the server closed the connection. Where the view has raised,
+            and the application propagates exceptions, what it raised is the cause.
         """
         if self.close_code is not None:
             raise ConnectionClosed(self.close_code, self.close_reason or "")
@@ -170,7 +173,7 @@ class ClientConnection:
         if message["type"] == "websocket.close":
             self.close_code = message.get("code", 1000)
             self.close_reason = message.get("reason") or ""
-            raise ConnectionClosed(self.close_code, self.close_reason)
+            raise ConnectionClosed(self.close_code, self.close_reason) from self._view_error()
         data: str | bytes | None = message.get("text")
         return message["bytes"] if data is None else data
 
@@ -304,6 +307,13 @@ class ClientConnection:
     async def _close_streams(self) -> None:
         self._to_app.close()
         self._from_app.close()
+
+    def _view_error(self) -> BaseException | None:
+        """What the view failed with, if that is why the connection was closed."""
+        if self.close_code == VIEW_FAILED:
+            with suppress(TimeoutError):  # the view itself said so, and goes on
+                self._server.call(self._ended.wait(), self._timeout)
+        return self._errors[0] if self._errors else None
 
     def _raise_errors(self) -> None:
         if self._errors:

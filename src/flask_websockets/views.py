@@ -29,7 +29,8 @@ from .bridge import Handshake, Link
 from .config import Config
 from .environ import WEBSOCKET
 from .errors import ConnectionClosed
-from .protocol import MAX_REASON_BYTES, Pairs, State
+from .protocol import MAX_REASON_BYTES, State
+from .session import HandshakeSession
 from .websocket import AsyncWebSocket, WebSocket
 
 logger: logging.Logger = logging.getLogger("flask_websockets")
@@ -60,10 +61,28 @@ class Route:
         """Whether the view is awaited, below whatever decorators."""
         return any(map(inspect.iscoroutinefunction, (self.view, inspect.unwrap(self.view))))
 
+    def caller(self) -> View:
+        """What to call with the connection and the rule's variables.
+
+        Flask calls a view with keywords, so a decorator may take nothing else, as the one in
+        Flask's tutorial does: that one gets the connection as a keyword too, by the name that
+        the view has for it.
+        """
+        outer = inspect.signature(self.view, follow_wrapped=False).parameters.values()
+        if [parameter.kind for parameter in outer] != [inspect.Parameter.VAR_KEYWORD]:
+            return self.view
+        named = [
+            name
+            for name, parameter in inspect.signature(self.view).parameters.items()
+            if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+        ]
+        name = named[0] if named else "ws"  # without functools.wraps nobody knows
+        return lambda ws, **arguments: self.view(**{name: ws}, **arguments)
+
 
 def view_function(route: Route) -> Callable[..., ResponseReturnValue]:
     """The Flask view function for a WebSocket view."""
-    is_async = route.is_async  # decided once
+    is_async, view = route.is_async, route.caller()  # decided once
 
     # Flask looks at the wrapper to decide whether a view is async; it is not.
     @wraps(route.view)
@@ -74,7 +93,7 @@ def view_function(route: Route) -> Callable[..., ResponseReturnValue]:
                 "This is a WebSocket endpoint, and this server speaks WSGI only. Serve the "
                 "application's asgi_app(), with uvicorn for example."
             )
-        link, session = handshake.link, _Session()
+        link, session = handshake.link, HandshakeSession()
         link.entry.endpoint = request.endpoint or ""
         link.entry.peer = request.remote_addr or link.entry.peer
         check_origin(route.origins, link)
@@ -87,10 +106,11 @@ def view_function(route: Route) -> Callable[..., ResponseReturnValue]:
         common = handshake, request.environ, route.subprotocols, session.save
         if is_async:
             ws = AsyncWebSocket(*common)
-            returned = _begin(partial(route.view, ws, **arguments), ws, handshake, session)
+            handshake.function = inspect.unwrap(route.view)
+            returned = _begin(partial(view, ws, **arguments), ws, handshake, session)
         else:
             try:
-                returned = _run(route.view, WebSocket(*common), arguments)
+                returned = _run(view, WebSocket(*common), arguments)
             finally:
                 session.report()
         if link.state is not State.REFUSED and session.saved:
@@ -190,13 +210,12 @@ def _run(view: View, ws: WebSocket, arguments: dict[str, Any]) -> Any:
 
 
 def _begin(
-    view: Callable[[], Any], ws: AsyncWebSocket, handshake: Handshake, session: _Session
+    view: Callable[[], Any], ws: AsyncWebSocket, handshake: Handshake, session: HandshakeSession
 ) -> Any:
     """View thread. Start an async view, and wait until it has accepted or has ended.
 
     Its decorators run here, where they may block.
     """
-    handshake.function = inspect.unwrap(view.func)  # type: ignore[attr-defined]
     coroutine = view()
     if not inspect.iscoroutine(coroutine):
         coroutine = _return(coroutine)  # a decorator has answered
@@ -235,7 +254,7 @@ async def _await(coroutine: Coroutine[Any, Any, Any], ws: AsyncWebSocket) -> Any
 
 
 def _finish(
-    context: Any, session: _Session, returned: Any, error: BaseException | None
+    context: Any, session: HandshakeSession, returned: Any, error: BaseException | None
 ) -> BaseException | None:
     """Thread. Do what Flask does at the end of a request, for an async view that was accepted.
 
@@ -302,69 +321,3 @@ def spare_async_views(app: Flask) -> None:
         return converted
 
     app.async_to_sync = spared  # type: ignore[method-assign, assignment]
-
-
-# -- the session ---------------------------------------------------------------------
-
-
-class _Session:
-    """View thread. Flask's session around an accept: saved there, and never again.
-
-    A server-side session that is written when a connection ends, hours later, would overwrite
-    newer data; a session cookie has no response to go out with.
-    """
-
-    def __init__(self) -> None:
-        self._context = request_ctx._get_current_object()  # type: ignore[attr-defined]
-        # Since Flask 3.1.3 the attribute of the context is a property that marks an access.
-        self._attribute = "_session" if hasattr(self._context, "_session") else "session"
-        self._app: Flask = self._context.app
-        self._sealed: Any = None  # the session that a null session stands for
-        self.saved = False
-
-    def save(self) -> Pairs:
-        """Save the session, and return the Set-Cookie headers for the 101 response."""
-        session, response = self._get(), self._app.response_class()
-        if not self._is_null(session):
-            self._app.session_interface.save_session(self._app, session, response)
-            session.modified = False
-        self.saved = True
-        return [("Set-Cookie", value) for value in response.headers.getlist("Set-Cookie")]
-
-    def report(self) -> None:
-        """Say so if a change after the accept is lost."""
-        session = self._get()
-        if self.saved and session.modified and not self._is_null(session):
-            logger.warning(
-                "The session was changed after the WebSocket on %s was accepted, and is not "
-                "saved: change it before the first receive, send or accept",
-                self._context.request.path,
-            )
-
-    def seal(self) -> None:
-        """Keep Flask from saving the session once more: this is the moment before it would."""
-        session = self._get()
-        if self.saved and not self._is_null(session):
-            self._sealed = session
-            null = self._app.session_interface.make_null_session(self._app)
-            dict.update(null, session)  # teardown functions may still read it
-            setattr(self._context, self._attribute, null)
-
-    def unseal(self) -> None:
-        """Give an async view its session back: the WSGI call has ended without saving it."""
-        if self._sealed is not None:
-            setattr(self._context, self._attribute, self._sealed)
-
-    def _get(self) -> Any:
-        return getattr(self._context, self._attribute)
-
-    def _is_null(self, session: Any) -> bool:
-        return self._app.session_interface.is_null_session(session)
-
-
-def seal_session(response: Response) -> Response:
-    """``after_request``: the last function before Flask saves the session."""
-    handshake: Handshake | None = request.environ.get(WEBSOCKET)
-    if handshake is not None and handshake.before_save is not None:
-        handshake.before_save()
-    return response

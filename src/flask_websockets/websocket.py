@@ -454,7 +454,10 @@ def _message(data: str | bytes) -> tuple[dict[str, Any], int]:
     if isinstance(data, (bytes, bytearray, memoryview)):
         data = bytes(data)
         return {"type": "websocket.send", "bytes": data}, len(data)
-    raise TypeError(f"A message is str or bytes; got {type(data).__name__}.")
+    raise TypeError(
+        f"A message is str or bytes; got {type(data).__name__}. "
+        "send_json takes anything that JSON can carry."
+    )
 
 
 def _text(data: str) -> str:
