@@ -1,14 +1,15 @@
-"""The quick start does what it says: its four snippets, taken from the document and run.
+"""The quick start does what it says: its five snippets, taken from the document and run.
 
-Added mechanically, and nothing else: a missing import; for the two that are a bare route, the
-first snippet's lines before its route and those after it; a free port in place of 6969. Under
-uvicorn the ``app.run(...)`` line becomes ``asgi = websockets.asgi_app()``.
+Added mechanically, and nothing else: for those that are a bare route, the first snippet's lines
+before its route and those after it; a free port in place of 6969. Under uvicorn the
+``app.run(...)`` line becomes ``asgi = websockets.asgi_app()``.
 """
 
 from __future__ import annotations
 
 import ast
 import builtins
+import json
 import re
 import signal
 import textwrap
@@ -23,6 +24,7 @@ from websockets.sync.client import ClientConnection, connect
 
 import flask_websockets
 
+from .browser import Browser
 from .conftest import ServerProcess
 from .waiting import wait_until
 
@@ -45,12 +47,12 @@ Behaviour = Callable[[ServerProcess, ClientConnection, ClientConnection], None]
 # -- the snippets -----------------------------------------------------------------------------
 
 
-def snippets(document: str) -> list[str]:
-    """The Python code of each ``code-block`` directive, without its options."""
+def blocks(document: str, language: str) -> list[str]:
+    """The code of each ``code-block`` directive of a language, without its options."""
     found = []
     lines = iter(document.splitlines())
     for line in lines:
-        if line.strip() != ".. code-block:: python":
+        if line.strip() != f".. code-block:: {language}":
             continue
         block: list[str] = []
         for inner in lines:
@@ -79,7 +81,9 @@ def missing_names(source: str) -> list[str]:
             (used if isinstance(node.ctx, ast.Load) else bound).add(node.id)
         elif isinstance(node, ast.arg):
             bound.add(node.arg)
-        elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+        elif (isinstance(node, ast.ExceptHandler) and node.name) or isinstance(
+            node, (ast.FunctionDef, ast.ClassDef)
+        ):
             bound.add(node.name)
         elif isinstance(node, ast.alias):
             bound.add(node.asname or node.name.split(".")[0])
@@ -91,13 +95,12 @@ def completed(snippet: str, first: str) -> str:
     if "app" in missing_names(snippet) or "websockets" in missing_names(snippet):
         before, after = around_the_route(first)
         snippet = f"{before}{snippet}{after}"
-    if missing := missing_names(snippet):
-        snippet = f"from flask_websockets import {', '.join(missing)}\n{snippet}"
+    assert missing_names(snippet) == []
     assert snippet.count("6969") == 1
     return snippet.replace("6969", "{port}")
 
 
-SNIPPETS = snippets(DOCUMENT.read_text(encoding="utf-8"))
+SNIPPETS = blocks(DOCUMENT.read_text(encoding="utf-8"), "python")
 PROGRAMS = [completed(snippet, SNIPPETS[0]) for snippet in SNIPPETS]
 APP_RUN = re.compile(r"^app\.run\(.*\)$", re.MULTILINE)
 
@@ -133,6 +136,16 @@ def echoes(server: ServerProcess, text: ClientConnection, binary: ClientConnecti
         assert binary.recv(timeout=PATIENCE) == BINARY
 
 
+def answers_json(server: ServerProcess, text: ClientConnection, binary: ClientConnection) -> None:
+    """What is JSON comes back; what is none is answered, and the connection goes on."""
+    for good, bad in (('{"a": [1]}', TEXT), (b"[2]", BINARY)):
+        for client in (text, binary):
+            client.send(good)
+            assert json.loads(client.recv(timeout=PATIENCE)) == {"received": json.loads(good)}
+            client.send(bad)
+            assert list(json.loads(client.recv(timeout=PATIENCE))) == ["error"]
+
+
 def keeps_listening(
     server: ServerProcess, text: ClientConnection, binary: ClientConnection
 ) -> None:
@@ -165,7 +178,7 @@ def tells_the_time(server: ServerProcess, text: ClientConnection, binary: Client
         assert time.time() - first < 2 * PATIENCE
 
 
-BEHAVIOURS = [says_goodbye, echoes, keeps_listening, tells_the_time]
+BEHAVIOURS = [says_goodbye, echoes, answers_json, keeps_listening, tells_the_time]
 SNIPPET = pytest.mark.parametrize(
     ("program", "behaviour"),
     list(zip(PROGRAMS, BEHAVIOURS, strict=True)),
@@ -221,34 +234,57 @@ def test_under_uvicorn(
     talk_and_interrupt(uvicorn_server(program), behaviour)
 
 
+@pytest.mark.browser
+def test_the_lines_for_the_console(
+    browser: Browser, development_server: Callable[[str], ServerProcess]
+) -> None:
+    """On the page that is not there they make a client, for the first two programs."""
+    (lines,) = blocks(DOCUMENT.read_text(encoding="utf-8"), "javascript")
+    said = "(said = [], console.log = (...words) => said.push(words.join(' ')), 1)"
+    expected = {says_goodbye: "closed 1000", echoes: "hello"}
+    for program, behaviour in zip(PROGRAMS, BEHAVIOURS, strict=True):
+        if behaviour in expected:
+            server = development_server(program)
+            page = browser.open(f"http://localhost:{server.port}")
+            page.run(said)
+            page.run(f"{{ {lines.replace('6969', str(server.port))} }} 1")
+            if behaviour is echoes:
+                page.wait_for("ws.readyState === 1")
+                page.run('ws.send("hello"), 1')
+            page.wait_for("said.length > 0")
+            assert page.run("said[0]") == expected[behaviour]
+            server.stop(signal.SIGINT)
+
+
 class TestExtraction:
     """What is run is what is written."""
 
-    def test_four_snippets(self):
-        """The document has four Python snippets, two of them a bare route."""
-        assert [len(snippet.splitlines()) for snippet in SNIPPETS] == [11, 4, 5, 24]
+    def test_five_snippets(self):
+        """The document has five Python snippets, three of them a bare route."""
+        assert [len(snippet.splitlines()) for snippet in SNIPPETS] == [11, 4, 11, 5, 24]
         assert [snippet.splitlines()[0] for snippet in SNIPPETS] == [
             "from flask import Flask",
             '@websockets.route("/ws")',
+            "from flask_websockets import InvalidMessage",
             '@websockets.route("/ws")',
             "import time",
         ]
 
     def test_what_is_added(self):
-        """An import of WebSocket where it is missing, and the first snippet around the routes."""
-        missing = "from flask_websockets import WebSocket\n"
+        """The first snippet, around the routes."""
         before = (
-            "from flask import Flask\nfrom flask_websockets import WebSockets\n\n"
+            "from flask import Flask\nfrom flask_websockets import WebSocket, WebSockets\n\n"
             "app = Flask(__name__)\nwebsockets = WebSockets(app)\n\n"
         )
         after = '\napp.run(host="localhost", port=6969)\n'
-        full, echo, subscribe, publisher = SNIPPETS
+        full, echo, answer, subscribe, publisher = SNIPPETS
         assert full.startswith(before)
         assert full.endswith(after)
         assert [program.replace("{port}", "6969") for program in PROGRAMS] == [
-            missing + full,
-            missing + before + echo + after,
-            missing + before + subscribe + after,
+            full,
+            before + echo + after,
+            before + answer + after,
+            before + subscribe + after,
             publisher,
         ]
 

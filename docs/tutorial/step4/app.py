@@ -20,7 +20,7 @@ pages: set[WebSocket] = set()
 lock = Lock()  # held while counting and publishing: the last message is the newest
 
 
-def publish() -> None:
+def publish_votes() -> None:
     with lock, suppress(NotRunning):  # a server that stops has nobody left to tell
         votes = Counter(ballots.copy().values())
         websockets.publish_json({"votes": votes, "watching": len(pages)}, "poll")
@@ -38,7 +38,7 @@ def vote() -> Response:
         abort(400, "There is no such choice.")
     me = session.setdefault("voter", token_hex(8))
     ballots[me] = choice
-    publish()
+    publish_votes()
     return redirect(url_for("page"))
 
 
@@ -49,11 +49,11 @@ def live(ws: WebSocket) -> None:
     pages.add(ws)
     try:
         with websockets.subscribe(ws, "poll", on_slow="latest"):
-            publish()
+            publish_votes()
             ws.wait_closed()
     finally:
         pages.remove(ws)
-        publish()
+        publish_votes()
 
 
 if __name__ == "__main__":
