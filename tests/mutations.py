@@ -163,8 +163,8 @@ MUTATIONS = (
         name="handshake-from-the-beginning",
         invariant="I3",
         module="servers/werkzeug.py",
-        old="Upgrade(app=self._wsgi_app, environ=environ)",
-        new="Upgrade(environ=environ)",
+        old="Upgrade(app=self._wsgi_app, environ=environ, ",
+        new="Upgrade(environ=environ, ",
         test="integration/test_app_run.py"
         "::test_i3_each_middleware_sees_a_handshake_once_under_app_run",
         reason="Under app.run() the middleware outside sees each handshake twice.",

@@ -174,7 +174,7 @@ THE_LAW = {
         {
             *("asgi", "bridge", "connection", "environ", "servers.relay", "servers.uvicorn"),
         },
-        {"anyio", "threading", "uvicorn", "uvicorn.server"},
+        {"anyio", "queue", "threading", "uvicorn", "uvicorn.server", "werkzeug.http"},
     ),
     "servers.relay": Law(BOTH, set(), {"threading"}),
     "servers.serve": Law(

@@ -76,6 +76,19 @@ def test_a_subscription_that_nobody_enters_is_told_of(websockets, client, kind):
     assert [warning.filename for warning in caught] == [__file__]
 
 
+def test_subscribe_takes_the_connection_first(websockets, client):
+    """Who gives the channel first is told the order."""
+
+    @websockets.route("/ws")
+    def view(ws):
+        with pytest.raises(TypeError, match="connection first, and then channels; got str"):
+            websockets.subscribe("kitchen", ws)
+        ws.send("told")
+
+    with client.websocket_connect("/ws") as ws:
+        assert ws.receive() == "told"
+
+
 def test_a_subscription_that_cannot_be_entered_says_so_once(websockets, client):
     """Who entered it has been told why it failed."""
 

@@ -255,14 +255,28 @@ class TestKeys:
         "key", ["WEBSOCKETS_MAX_CONECTIONS", "WEBSOCKETS_", "WEBSOCKETS_max_connections"]
     )
     def test_unknown_key_warns(self, key):
-        """A key that looks like ours and is none is reported, with the known ones."""
+        """A key that looks like ours and is none is reported where the application is made."""
         with pytest.warns(UserWarning) as caught:
             config = Config.from_mapping({key: 5, "WEBSOCKETS_HTTP_THREADS": 3})
         (warning,) = caught
         assert warning.category is UserWarning
         assert str(warning.message).startswith(f"{key} is not a setting of flask-websockets")
-        assert all(known in str(warning.message) for known in DEFAULTS)
+        assert warning.filename == __file__
+        hint = str(warning.message).partition("no effect; ")[2]
+        if key == "WEBSOCKETS_":
+            assert all(known in hint for known in DEFAULTS)
+        else:
+            assert hint == "did you mean WEBSOCKETS_MAX_CONNECTIONS?"
         assert config == Config(http_threads=3)
+
+    @pytest.mark.parametrize("through", ["the constructor", "init_app"])
+    def test_the_warning_points_at_the_callers_line(self, through):
+        """However the application was handed over."""
+        app = Flask(__name__)
+        app.config["WEBSOCKETS_MAX_CONECTIONS"] = 5
+        with pytest.warns(UserWarning, match="did you mean") as caught:
+            WebSockets(app) if through == "the constructor" else WebSockets().init_app(app)
+        assert [warning.filename for warning in caught] == [__file__]
 
     @pytest.mark.parametrize(
         "key",
@@ -302,7 +316,17 @@ class TestKeys:
         app.config[late] = 4
         with pytest.warns(UserWarning, match=f"^{late} was set after") as caught:
             getattr(websockets, use)()
+            getattr(websockets, use)()
         assert [warning.filename for warning in caught] == [__file__]
+
+    def test_a_wrong_key_that_comes_too_late_is_wrong_first(self):
+        """To set it earlier would not help."""
+        app = Flask(__name__)
+        websockets = WebSockets(app)
+        app.config["WEBSOCKETS_MAX_CONECTIONS"] = 5
+        with pytest.warns(UserWarning, match="is not a setting") as caught:
+            websockets.asgi_app()
+        assert len(caught) == 1
 
     def test_settings_of_others_and_the_same_again_do_not_warn(self):
         """Only what is ours, and differs."""

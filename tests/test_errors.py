@@ -108,7 +108,35 @@ class TestConnectionRejected:
         """The response is there, and its status in the message."""
         error = ConnectionRejected(app_response)
         assert error.response is app_response
-        assert str(error) == "The handshake was answered with 418 I'M A TEAPOT."
+        assert str(error) == "The handshake was answered with 418 I'M A TEAPOT: short and stout"
+
+    @pytest.mark.parametrize(
+        ("answer", "said"),
+        [
+            (
+                (
+                    "<title>403 Forbidden</title>\n<h1>Forbidden</h1>\n<p>Not &quot;you&quot;.</p>",
+                    403,
+                ),
+                '403 FORBIDDEN: Not "you".',
+            ),
+            (("not\n  today", 503), "503 SERVICE UNAVAILABLE: not today"),
+            (("x" * 1000, 400), "400 BAD REQUEST: " + "x" * 200),
+            (
+                ("<p>Go on</p>", 302, {"Location": "/login?next=/ws"}),
+                "302 FOUND to /login?next=/ws",
+            ),
+        ],
+        ids=["page", "text", "long", "redirect"],
+    )
+    def test_what_it_says(self, answer, said):
+        """An error page's sentence or a redirect's target: why a test was refused."""
+        from flask import Flask
+
+        app = Flask(__name__)
+        app.add_url_rule("/", "view", lambda: answer)
+        error = ConnectionRejected(app.test_client().get("/"))
+        assert str(error) == f"The handshake was answered with {said}"
 
     @pytest.fixture
     def app_response(self) -> TestResponse:

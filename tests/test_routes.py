@@ -926,12 +926,25 @@ def test_an_unknown_path_is_404(app, websockets, client):
 
 
 def test_a_handshake_at_an_http_only_path_is_400(app, websockets, client):
-    """Flask's WebsocketMismatch; the HTTP view does not run."""
+    """Flask's WebsocketMismatch, which says what is missing; the HTTP view does not run."""
     ran = []
     app.get("/page")(lambda: ran.append(True) or "page")
-    assert rejected(client, "/page").status_code == 400
+    response = rejected(client, "/page")
+    assert response.status_code == 400
+    assert "no WebSocket view: @websockets.route(...) makes one." in response.text
     assert not ran
     assert client.get("/page").text == "page"
+
+
+@pytest.mark.parametrize("debug", [True, False])
+def test_a_handshake_at_an_http_only_path_is_told_in_debug_mode(
+    app, websockets, client, caplog, debug
+):
+    """A page sees no more than that it failed: who writes the application reads the log."""
+    app.debug = debug
+    app.get("/page")(lambda: "page")
+    assert rejected(client, "/page").status_code == 400
+    assert ("/page. There is an HTTP view here" in caplog.text) is debug
 
 
 def test_a_handshake_at_an_http_only_path_goes_to_the_error_handler(app, websockets, client):

@@ -313,6 +313,25 @@ def test_a_test_that_waits_is_told_what_the_view_raised(app, websockets, client)
         assert isinstance(closed.value.__cause__, KeyError)
 
 
+@pytest.mark.parametrize("raises", [True, False])
+def test_without_testing_the_test_is_told_of_it(websockets, client, raises):
+    """What a view raised is in the log alone then; only where it may have raised."""
+
+    @websockets.route("/ws")
+    def view(ws):
+        ws.accept()
+        if raises:
+            raise KeyError("late")
+
+    with client.websocket_connect("/ws") as ws, pytest.raises(ConnectionClosed) as closed:
+        ws.receive()
+    assert closed.value.__cause__ is None
+    notes = getattr(closed.value, "__notes__", [])
+    assert [note.endswith("with app.testing = True it is raised here.") for note in notes] == (
+        [True] if raises else []
+    )
+
+
 def test_a_close_that_no_error_explains_has_no_cause(app, websockets, client):
     """A view may say 1011 itself, and go on: the test waits for its end, but not for ever."""
     app.testing = True

@@ -27,6 +27,11 @@ logger: logging.Logger = logging.getLogger("flask_websockets")
 #: A refusal is held in memory, here and by servers; an error page or a JSON body is far smaller.
 MAX_REFUSAL_BYTES = 1024 * 1024
 
+#: What Werkzeug's 400 says to a handshake where only HTTP is spoken.
+NO_WEBSOCKET_VIEW = (
+    "There is an HTTP view here, and no WebSocket view: @websockets.route(...) makes one."
+)
+
 #: WSGI servers that raise where an application sends a header of the connection (PEP 3333).
 _NO_UPGRADE_HEADER = ("waitress", "WSGIServer")
 
@@ -147,13 +152,18 @@ class UpgradeRequired(HTTPException):
 def require_upgrade(endpoint: str | None, arguments: dict[str, Any] | None) -> None:
     """URL value preprocessor: plain HTTP to a path that only a WebSocket view has is a 426.
 
-    Flask raises it when its hooks have run, and has the application's error handlers answer.
+    And a handshake to one that only an HTTP view has says so. Flask raises either when its hooks
+    have run, and has the application's error handlers answer.
     """
     error = request.routing_exception
     if not isinstance(error, (WebsocketMismatch, MethodNotAllowed)):
         return
     adapter = current_app.create_url_adapter(request)
     if adapter is None or adapter.websocket:
+        if isinstance(error, WebsocketMismatch):
+            error.description = NO_WEBSOCKET_VIEW
+            if current_app.debug:
+                logger.warning("A handshake came to %s. %s", request.path, NO_WEBSOCKET_VIEW)
         return
     try:
         # Another method than a handshake's is no reason to look for another method.

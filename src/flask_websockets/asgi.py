@@ -101,7 +101,8 @@ class Application:
         runtime = self._runtime(self._config)
         if (await receive())["type"] != "websocket.connect":
             return  # the client left before we came to it
-        entry = Entry(runtime.registry, scope["path"], _peer(scope), scope.get("extensions"))
+        known = scope["path"], _peer(scope), scope.get("extensions"), _upgrade(scope).on_answer
+        entry = Entry(runtime.registry, *known)
         refusal = runtime.admit(self._config, entry)
         if refusal is not None:
             await self._turn_away(scope, send, refusal)
@@ -171,6 +172,7 @@ class Application:
 
     async def _turn_away(self, scope: Scope, send: Send, response: PlainResponse) -> None:
         protocol = uvicorn.protocol_of(send)
+        _upgrade(scope).on_answer(response[0])
 
         async def answer() -> None:
             for message in refusal_messages(scope.get("extensions"), *response):

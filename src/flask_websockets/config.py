@@ -6,10 +6,13 @@ websockets library has variables with the same prefix.
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from functools import cached_property
+from types import FrameType
 from typing import Any, Literal, Self, get_args
 
 from .environ import parse_origin
@@ -134,16 +137,35 @@ class Config:
         known = {PREFIX + field.name.upper(): field for field in fields(cls)}
         values: dict[str, Any] = {}
         for key, value in settings_of(mapping).items():
-            if key not in known:
-                warnings.warn(
-                    f"{key} is not a setting of flask-websockets and has no effect; "
-                    f"known are {', '.join(sorted(known))}.",
-                    stacklevel=2,
-                )
+            if is_unknown(key):
                 continue
             field = known[key]
             values[field.name] = _validated(key, field.type, value)
         return cls(**values)
+
+
+def is_unknown(key: str) -> bool:
+    """Whether there is no setting of this name, which is warned of."""
+    name, known = key.removeprefix(PREFIX), [field.name.upper() for field in fields(Config)]
+    if name in known:
+        return False
+    close = get_close_matches(name.upper(), known, 1)
+    names = ", ".join(PREFIX + each for each in close or sorted(known))
+    hint = f"did you mean {names}?" if close else f"known are {names}."
+    warn_caller(f"{key} is not a setting of flask-websockets and has no effect; {hint}")
+    return True
+
+
+def warn_caller(message: str) -> None:
+    """Warn of the line that called this package, however deep in it we are."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and _is_ours(frame.f_back):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level + 1)
+
+
+def _is_ours(frame: FrameType) -> bool:
+    return f"{frame.f_globals.get('__name__')}.".startswith(f"{__package__}.")
 
 
 def settings_of(mapping: Mapping[str, Any]) -> dict[str, Any]:

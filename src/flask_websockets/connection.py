@@ -44,6 +44,9 @@ class Upgrade:
     environ: WSGIEnviron | None = None
     #: Called on the loop with the exception that came out of the application.
     on_error: Callable[[BaseException], None] | None = None
+    #: Called on the loop with the HTTP status that the handshake is answered with; None if its
+    #: client has left before.
+    on_answer: Callable[[int | None], object] = lambda status: None
 
 
 class Connection:

@@ -16,6 +16,8 @@
 
 from __future__ import annotations
 
+import re
+from html import unescape
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -33,6 +35,9 @@ __all__ = [
     "WebSocketsError",
     "WrongThread",
 ]
+
+#: Of a refusal's body, in the error that the test client raises.
+SHOWN_CHARACTERS = 200
 
 
 class WebSocketsError(Exception):
@@ -67,8 +72,16 @@ class ConnectionRejected(WebSocketsError):
     response: TestResponse
 
     def __init__(self, response: TestResponse) -> None:
-        super().__init__(f"The handshake was answered with {response.status}.")
+        said = f" to {response.location}" if response.location else _text_of(response)
+        super().__init__(f"The handshake was answered with {response.status}{said}")
         self.response = response
+
+
+def _text_of(response: TestResponse) -> str:
+    """What an error page says, or any other body, without its tags and titles."""
+    text = re.sub(r"(?s)<(title|h1)>.*?</\1>|<[^>]*>", " ", response.get_data(as_text=True))
+    text = " ".join(unescape(text).split())
+    return f": {text[:SHOWN_CHARACTERS]}" if text else "."
 
 
 class InvalidMessage(WebSocketsError, ValueError):

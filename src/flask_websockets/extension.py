@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import warnings
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -25,10 +24,12 @@ from .cli import commands
 from .config import (
     ROUTE_LIMITS,
     Config,
+    is_unknown,
     settings_of,
     validate_limits,
     validate_origins,
     validate_seconds,
+    warn_caller,
 )
 from .counters import Stats
 from .errors import (
@@ -73,16 +74,18 @@ class AppState:
     config: Config
     rights: Rights
     #: What the configuration said when the settings were read.
-    read: Mapping[str, Any]
+    read: dict[str, Any]
 
     def warn_of_changes(self, app: Flask) -> None:
-        """Warn of settings that were made or changed after they were read."""
+        """Warn once of each setting that was made or changed after they were read."""
         for key, value in settings_of(app.config).items():
-            if key not in self.read or self.read[key] != value:
-                warnings.warn(
+            if key in self.read and self.read[key] == value:
+                continue
+            self.read[key] = value
+            if not is_unknown(key):
+                warn_caller(
                     f"{key} was set after WebSockets(app) or init_app(app) had read the settings, "
-                    "and has no effect: set it before.",
-                    stacklevel=4,
+                    "and has no effect: set it before."
                 )
 
 
@@ -256,11 +259,15 @@ class WebSockets:
             it raises what :meth:`Subscription.__enter__` says.
         :raises ValueError: for another *on_slow*, and for a name that is longer than
             ``WEBSOCKETS_MAX_CHANNEL_NAME_BYTES``.
-        :raises TypeError: for channels of the wrong type.
+        :raises TypeError: for a connection or channels of the wrong type.
         """
         policies = ("close", *get_args(Dropping))
         if on_slow not in policies:
             raise ValueError(f"on_slow must be one of {', '.join(policies)}; got {on_slow!r}.")
+        if not isinstance(ws, BaseWebSocket):
+            raise TypeError(
+                f"subscribe takes the connection first, and then channels; got {type(ws).__name__}."
+            )
         try:
             names = _names(channels, ws.link.config.max_channel_name_bytes)
         except ValueError:
@@ -568,10 +575,9 @@ class WebSockets:
         :raises OSError: if it cannot listen there.
         """
         if os.environ.get("FLASK_RUN_FROM_CLI") == "true":
-            warnings.warn(
+            warn_caller(
                 "websockets.run() is ignored under the flask command. Use "
-                '"flask websockets serve", or put the call behind if __name__ == "__main__".',
-                stacklevel=2,
+                '"flask websockets serve", or put the call behind if __name__ == "__main__".'
             )
             return
         app = self._only_app() if app is None else app

@@ -46,7 +46,6 @@ class Subscription:
                 "view `async with`.",
                 RuntimeWarning,
                 stacklevel=2,
-                source=self,
             )
 
     @property

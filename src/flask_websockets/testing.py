@@ -173,7 +173,7 @@ class ClientConnection:
         if message["type"] == "websocket.close":
             self.close_code = message.get("code", 1000)
             self.close_reason = message.get("reason") or ""
-            raise ConnectionClosed(self.close_code, self.close_reason) from self._view_error()
+            raise self._closed()
         data: str | bytes | None = message.get("text")
         return message["bytes"] if data is None else data
 
@@ -308,12 +308,20 @@ class ClientConnection:
         self._to_app.close()
         self._from_app.close()
 
-    def _view_error(self) -> BaseException | None:
-        """What the view failed with, if that is why the connection was closed."""
+    def _closed(self) -> ConnectionClosed:
+        """Why nothing comes any more; what the view failed with is the cause."""
+        assert self.close_code is not None
+        closed = ConnectionClosed(self.close_code, self.close_reason or "")
         if self.close_code == VIEW_FAILED:
             with suppress(TimeoutError):  # the view itself said so, and goes on
                 self._server.call(self._ended.wait(), self._timeout)
-        return self._errors[0] if self._errors else None
+            if not self._errors and not self._client.application.testing:
+                closed.add_note(
+                    "If the view has raised, its error is in the log; with app.testing = True it "
+                    "is raised here."
+                )
+        closed.__cause__ = self._errors[0] if self._errors else None
+        return closed
 
     def _raise_errors(self) -> None:
         if self._errors:

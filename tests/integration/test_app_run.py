@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import socket
 import ssl
@@ -1210,7 +1211,7 @@ def test_a_handler_that_comes_late_says_nothing(launch):
         answer = read_to_the_end(client)
     assert answer.startswith(b"HTTP/1.1 404 ")
     assert answer.count(b"HTTP/1.1") == 1
-    wait_until(lambda: "101" in server.log(), what="the end of the request")
+    wait_until(lambda: " 404 -" in server.log(), what="the end of the request")
     assert "Traceback" not in server.log()
 
 
@@ -1287,6 +1288,74 @@ def test_a_client_that_takes_nothing_is_cut(launch, way):
         wait_until(lambda: server.descriptors() <= base, what="the end of the descriptors")
     finally:
         silent.close()
+
+
+@pytest.mark.parametrize("way", ["plain", "tls", "fallback", "fallback-tls"])
+def test_the_log_says_how_a_handshake_was_answered(launch, way):
+    """The terminal shows the status that the client got, and 499 for one that did not wait."""
+    answers = """
+    go = threading.Event()
+
+    @websockets.route("/thinks")
+    def thinks(ws):
+        go.wait(10)
+
+    @websockets.route("/fails")
+    def fails(ws):
+        raise RuntimeError("at once")
+
+    @app.get("/http")
+    def http():
+        return "no WebSocket"
+    """
+    options = "ssl_context='adhoc'" if "tls" in way else ""
+    source = (OTHER_UVICORN if "fallback" in way else "") + CONVERSING + answers
+    if "fallback" in way:  # whose own handler keeps Werkzeug from having one
+        source += "\n    logging.getLogger().addHandler(logging.StreamHandler())\n"
+    server = launch(f"{source}\n    app.run(port={{port}}, {options})\n", tls="tls" in way)
+    expected = {"/echo": 101, "/refuse": 401, "/nowhere": 404, "/http": 400, "/fails": 500}
+    for path, status in expected.items():
+        peer = Peer(server, path)
+        assert peer.status == status
+        peer.close()
+    with server.dial() as client:
+        client.sendall(Peer.HEAD.format(path="/thinks").encode())
+        wait_until(lambda: server.json("/state")["connections"] == 1)
+    with server.dial() as client:
+        client.sendall(Peer.HEAD.format(path="/broken").replace("Key", "Lock").encode())
+        assert client.recv(1000).split()[1] in (b"400", b"426")
+    expected |= {"/thinks": 499, "/broken": 400}
+    for path, status in expected.items():
+        line = f'"GET {path} HTTP/1.1" {status} -'
+        wait_until(lambda line=line: line in plain(server.log()), what=line)
+
+
+def test_a_server_without_threads_does_not_wait_for_the_answer(launch):
+    """It would serve nobody else meanwhile: its log says 101, whatever the client gets."""
+    answers = """
+    go = threading.Event()
+
+    @websockets.route("/thinks")
+    def thinks(ws):
+        assert go.wait(10)
+        abort(403)
+
+    @app.get("/go")
+    def let_it_go():
+        go.set()
+        return "gone"
+    """
+    server = launch(CONVERSING + answers + "\n    app.run(port={port}, threaded=False)\n")
+    with server.dial() as client:
+        client.sendall(Peer.HEAD.format(path="/thinks").encode())
+        assert server.ask("/go") == (200, b"gone")
+        assert client.recv(1000).split()[1] == b"403"
+    assert '"GET /thinks HTTP/1.1" 101 -' in plain(server.log())
+
+
+def plain(log: str) -> str:
+    """The log without Werkzeug's colours."""
+    return re.sub(r"\x1b\[[\d;]*m", "", log)
 
 
 @pytest.mark.parametrize("options", ["", "ssl_context='adhoc'"], ids=["plain", "tls"])

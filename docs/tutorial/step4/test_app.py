@@ -1,9 +1,10 @@
 import pytest
-from app import ballots, websockets
+from app import app, ballots, websockets
 
 
 @pytest.fixture(autouse=True)
 def nobody_has_voted():
+    app.testing = True  # what a view raises is raised here
     ballots.clear()
 
 

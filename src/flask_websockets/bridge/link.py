@@ -484,6 +484,9 @@ class Link:
     # -- loop: what threads posted --------------------------------------------------------------
 
     def _settle(self, messages: list[ASGIMessage]) -> None:
+        if not self.settled.is_set():
+            is_accept = messages[0]["type"] == "websocket.accept"
+            self.entry.on_answer(101 if is_accept else messages[0].get("status", 403))
         for message in messages:
             self.write(message, 0)
         self.settled.set()
@@ -907,6 +910,8 @@ class Link:
         self._drop_outbox()
         self._outbound.close()
         self._unblock(None)
+        if not self.settled.is_set():
+            self.entry.on_answer(None)
         for event in (self.over, self.ending, self.settled):
             event.set()
 

@@ -201,6 +201,9 @@ class Entry:
     peer: str = "without an address"
     #: What the server can do beyond ASGI's core.
     extensions: Mapping[str, Any] | None = None
+    #: Told on the loop with which HTTP status the handshake is answered; None where the client has
+    #: left before.
+    on_answer: Callable[[int | None], object] = lambda status: None
     #: Its view's endpoint, from the handshake on.
     endpoint: str = ""
     #: Seconds after which the login is too old that the handshake was checked with.

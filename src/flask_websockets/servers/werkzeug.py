@@ -18,12 +18,14 @@ import ssl
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
-from functools import partial
+from contextlib import suppress
 from io import BytesIO
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import anyio
 import uvicorn
+from werkzeug.http import HTTP_STATUS_CODES
 
 from ..asgi import UPGRADE
 from ..bridge import LoopThread
@@ -43,6 +45,8 @@ TOKEN_HEADER = b"x-flask-websockets-token"
 
 #: Seconds in which the loop takes over a socket: it only makes a transport of it.
 TAKE_OVER_TIMEOUT = 10.0
+#: What the log says of a client that left before its handshake was answered, as nginx does.
+LEFT = 499
 
 WSGIApp = Callable[..., Iterable[bytes]]
 ASGIApp = Callable[..., Awaitable[None]]
@@ -128,8 +132,15 @@ class DevelopmentServer:
         else:
             live, rest, other_end = _take_over(connection, environ)
             nothing = _Nothing(other_end)
-        front.adopt(live, head + rest, Upgrade(app=self._wsgi_app, environ=environ))
-        start_response("101 Switching Protocols", [])  # for the log; nobody else gets it
+        answers: SimpleQueue[int | None] = SimpleQueue()
+        upgrade = Upgrade(app=self._wsgi_app, environ=environ, on_answer=answers.put)
+        front.adopt(live, head + rest, upgrade)
+        status: int | None = 101
+        if environ.get("wsgi.multithread"):  # or nobody else would be served meanwhile
+            with suppress(Empty):
+                status = answers.get(timeout=self._patience)
+        phrase = HTTP_STATUS_CODES.get(status or LEFT, "Client Closed Request")
+        start_response(f"{status or LEFT} {phrase}", [])  # for the log; nobody else gets it
         return nothing
 
     def forget(self) -> None:
@@ -189,7 +200,11 @@ class _Front:
         head = b"%b\r\n%b: %b\r\n%b" % (line, TOKEN_HEADER, token, rest)
         self._pending[token] = upgrade
         inner = socket.create_connection(self._address, TAKE_OVER_TIMEOUT)
-        forget = partial(self._pending.pop, token, None)  # uvicorn may have refused it itself
+
+        def forget() -> None:
+            if self._pending.pop(token, None) is not None:
+                upgrade.on_answer(400)  # uvicorn has refused it itself
+
         start_relay(live, inner, self._patience, head, forget)
 
     async def _adopt(self, live: socket.socket, head: bytes, upgrade: Upgrade) -> None:
@@ -205,6 +220,8 @@ class _Front:
             transport.abort()
             raise
         answer_refused_handshake(transport)
+        if transport.is_closing():
+            upgrade.on_answer(400)  # uvicorn has refused it itself
 
     async def _start_uvicorn(self, asgi_app: ASGIApp) -> Any:
         """Loop. Serve on a port that nobody else gets anything from; return its address."""
