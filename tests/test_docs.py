@@ -111,6 +111,18 @@ def test_code_blocks_run(code, documented_app):
     exec(compile(code, "block", "exec", dont_inherit=True), {"__name__": "block"})
 
 
+def test_what_comes_by_a_form_is_seen_by_all(documented_app):
+    """The how-to's list of headlines: who is there sees what is new, who comes later sees all."""
+    exec(compile(blocks(DOCS / "how-to/publish.rst")[0], "block", "exec", dont_inherit=True), {})
+    client = documented_app.websockets.test_client()
+    with client.websocket_connect("/live") as first:
+        assert first.receive_json() == []
+        assert client.post("/news", data={"headline": "one"}).status_code == 204
+        assert first.receive_json() == ["one"]
+        with client.websocket_connect("/live") as second:
+            assert first.receive_json() == second.receive_json() == ["one"]
+
+
 def test_documented_tests_pass(documented_app):
     """The tests that the how-to shows pass against an application that does what they expect."""
     ran = 0
