@@ -160,7 +160,7 @@ def require_upgrade(endpoint: str | None, arguments: dict[str, Any] | None) -> N
         return
     adapter = current_app.create_url_adapter(request)
     if adapter is None or adapter.websocket:
-        if isinstance(error, WebsocketMismatch):
+        if isinstance(error, WebsocketMismatch) and WEBSOCKET in request.environ:
             error.description = NO_WEBSOCKET_VIEW
             if current_app.debug:
                 logger.warning("A handshake came to %s. %s", request.path, NO_WEBSOCKET_VIEW)
