@@ -20,6 +20,7 @@ from werkzeug.routing import BaseConverter
 
 from flask_websockets import (
     AsyncWebSocket,
+    ConnectionClosed,
     ConnectionRejected,
     UsageError,
     WebSocket,
@@ -944,7 +945,38 @@ def test_a_handshake_at_an_http_only_path_is_told_in_debug_mode(
     app.debug = debug
     app.get("/page")(lambda: "page")
     assert rejected(client, "/page").status_code == 400
-    assert ("/page. There is an HTTP view here" in caplog.text) is debug
+    told = "A handshake came to /page (peer 127.0.0.1). There is an HTTP view here"
+    assert (told in caplog.text) is debug
+
+
+@pytest.mark.parametrize("kind", ["sync", "async", "http"])
+def test_a_path_writes_no_lines_into_the_log(app, websockets, client, caplog, kind):
+    """A line break that a client puts into it is shown as one, in whatever is logged of it."""
+    app.debug = True
+
+    @websockets.route("/sync/<path:rest>")
+    def view(ws, rest):
+        ws.accept()
+        session["late"] = "lost"
+        return "for nobody"
+
+    @websockets.route("/async/<path:rest>")
+    async def async_view(ws, rest):
+        await ws.accept()
+        session["late"] = "lost"
+        return "for nobody"
+
+    app.get("/http/<path:rest>")(lambda rest: rest)
+    try:
+        with client.websocket_connect(f"/{kind}/%0Aforged") as ws, pytest.raises(ConnectionClosed):
+            ws.receive()
+    except ConnectionRejected:
+        assert kind == "http"
+    told = [record.getMessage() for record in caplog.records if "forged" in record.getMessage()]
+    assert len(told) == (1 if kind == "http" else 2)
+    for message in told:
+        assert f"'/{kind}/\\nforged'" in message
+        assert "\n" not in message
 
 
 def test_a_handshake_at_an_http_only_path_goes_to_the_error_handler(app, websockets, client):

@@ -163,7 +163,8 @@ def require_upgrade(endpoint: str | None, arguments: dict[str, Any] | None) -> N
         if isinstance(error, WebsocketMismatch) and WEBSOCKET in request.environ:
             error.description = NO_WEBSOCKET_VIEW
             if current_app.debug:
-                logger.warning("A handshake came to %s. %s", request.path, NO_WEBSOCKET_VIEW)
+                entry = request.environ[WEBSOCKET].link.entry
+                logger.warning("A handshake came to %s. %s", entry, NO_WEBSOCKET_VIEW)
         return
     try:
         # Another method than a handshake's is no reason to look for another method.

@@ -137,15 +137,15 @@ class Config:
         known = {PREFIX + field.name.upper(): field for field in fields(cls)}
         values: dict[str, Any] = {}
         for key, value in settings_of(mapping).items():
-            if is_unknown(key):
+            if warned_as_unknown(key):
                 continue
             field = known[key]
             values[field.name] = _validated(key, field.type, value)
         return cls(**values)
 
 
-def is_unknown(key: str) -> bool:
-    """Whether there is no setting of this name, which is warned of."""
+def warned_as_unknown(key: str) -> bool:
+    """Warn of a name that no setting has; False for those that one has."""
     name, known = key.removeprefix(PREFIX), [field.name.upper() for field in fields(Config)]
     if name in known:
         return False

@@ -44,8 +44,8 @@ class Upgrade:
     environ: WSGIEnviron | None = None
     #: Called on the loop with the exception that came out of the application.
     on_error: Callable[[BaseException], None] | None = None
-    #: Called on the loop with the HTTP status that the handshake is answered with; None if its
-    #: client has left before.
+    #: Called with the HTTP status that the handshake is answered with, None if its client has left
+    #: before: on the loop, and by whoever finds that the server has refused it itself.
     on_answer: Callable[[int | None], object] = lambda status: None
 
 

@@ -24,12 +24,12 @@ from .cli import commands
 from .config import (
     ROUTE_LIMITS,
     Config,
-    is_unknown,
     settings_of,
     validate_limits,
     validate_origins,
     validate_seconds,
     warn_caller,
+    warned_as_unknown,
 )
 from .counters import Stats
 from .errors import (
@@ -82,7 +82,7 @@ class AppState:
             if key in self.read and self.read[key] == value:
                 continue
             self.read[key] = value
-            if not is_unknown(key):
+            if not warned_as_unknown(key):
                 warn_caller(
                     f"{key} was set after WebSockets(app) or init_app(app) had read the settings, "
                     "and has no effect: set it before."

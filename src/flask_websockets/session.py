@@ -46,7 +46,7 @@ class HandshakeSession:
             logger.warning(
                 "The session was changed after the WebSocket on %s was accepted, and is not "
                 "saved: change it before the first receive, send or accept",
-                self._context.request.path,
+                self._context.request.environ[WEBSOCKET].link.entry,
             )
 
     def seal(self) -> None:

@@ -137,7 +137,7 @@ def largest_message(app: Flask, config: Config) -> int:
 def _warn_of_returned(returned: object) -> None:
     logger.warning(
         "The view of %s returned %s after its connection was accepted; nobody gets it",
-        request.path,
+        request.environ[WEBSOCKET].link.entry,
         type(returned).__name__,
     )
 
@@ -274,7 +274,8 @@ def _finish(
     except BaseException as raised:
         unexpected = raised
     if unexpected is not None:
-        logger.error("Exception on WebSocket %s", context.request.path, exc_info=unexpected)
+        entry = context.request.environ[WEBSOCKET].link.entry
+        logger.error("Exception on WebSocket %s", entry, exc_info=unexpected)
     return unexpected
 
 

@@ -81,9 +81,7 @@ def missing_names(source: str) -> list[str]:
             (used if isinstance(node.ctx, ast.Load) else bound).add(node.id)
         elif isinstance(node, ast.arg):
             bound.add(node.arg)
-        elif (isinstance(node, ast.ExceptHandler) and node.name) or isinstance(
-            node, (ast.FunctionDef, ast.ClassDef)
-        ):
+        elif isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.ExceptHandler)):
             bound.add(node.name)
         elif isinstance(node, ast.alias):
             bound.add(node.asname or node.name.split(".")[0])
