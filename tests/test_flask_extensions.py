@@ -434,7 +434,10 @@ def test_a_session_changed_after_the_accept_is_reported(app, websockets, client,
     assert client.get("/seen").text == "before"
     reports = [record for record in caplog.records if record.name == "flask_websockets"]
     assert [record.levelname for record in reports] == ["WARNING"]
-    assert "changed after the WebSocket on /ws was accepted" in reports[0].getMessage()
+    assert (
+        "changed after the WebSocket on /ws (endpoint ws, peer 127.0.0.1) was accepted"
+        in reports[0].getMessage()
+    )
 
 
 @both
@@ -1279,4 +1282,7 @@ def test_a_task_may_change_the_session_while_its_view_is_accepted(app, websocket
     with client.websocket_connect("/ws") as ws:
         assert ws.receive() == "changed"
         assert closed(ws) == (1000, "")
-    assert "changed after the WebSocket on /ws was accepted" in caplog.text
+    assert (
+        "changed after the WebSocket on /ws (endpoint view, peer 127.0.0.1) was accepted"
+        in caplog.text
+    )

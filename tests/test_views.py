@@ -606,7 +606,10 @@ def test_a_session_is_saved_at_the_accept_and_never_again(app, websockets, clien
         assert closed(ws)[0] == 1000
     assert saved == [{"user": "ann"}]
     assert seen_after == ["eve"]
-    assert "changed after the WebSocket on /ws was accepted" in caplog.text
+    assert (
+        "changed after the WebSocket on /ws (endpoint view, peer 127.0.0.1) was accepted"
+        in caplog.text
+    )
 
 
 def test_a_rejected_handshake_saves_the_session_as_a_response_does(app, websockets, client):
